@@ -1,0 +1,181 @@
+"""What a subnet costs: parameters, multiply-adds, bit operations, bytes. Exact, and for many subnets at once.
+
+Costs are counted on the traced graph with arrays of sizes, so that a search can look at tens of thousands of subnets per
+second. They equal what ``torch.utils.flop_counter`` and ``sum(p.numel())`` find on the extracted model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from nasq.elastic.base import ElasticModule
+from nasq.elastic.conv import Conv2d
+from nasq.elastic.flow import Bools, Flow, Ints, Sized, conv_geometry, example_inputs
+from nasq.elastic.graph import Graph, Node
+from nasq.elastic.trace import trace
+from nasq.errors import InputError
+from nasq.quant.forms import ActivationForm, WeightForm
+from nasq.quant.network import QuantizedNetwork
+from nasq.quant.producers import LayerProducer, Producer
+from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from nasq.space import Choice, Option, Subnet
+from nasq.supernet import Supernet
+
+__all__ = ["COSTS", "CostModel"]
+
+COSTS = {
+    "params": "parameters",
+    "macs": "multiply-adds per input",
+    "bitops": "multiply-adds x weight bits x input bits",
+    "bytes": "bytes of packed weights, scales and biases",
+    "average_weight_bits": "bits",
+    "average_activation_bits": "bits",
+}
+"""Every cost by name, with its unit."""
+
+_PER_CHANNEL = 8
+"""Bytes of one output channel beside its weights: an fp32 scale and an int32 bias."""
+
+
+def _count(module: nn.Module | None, flow: Flow) -> Any:
+    if module is None:
+        return 0
+    if isinstance(module, ElasticModule):
+        return module.cost_parameters(flow.lookup)
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+class _Costs(Flow):
+    """Counts while it walks."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.totals: dict[str, Ints] = {name: np.zeros(self.count, dtype=np.int64) for name in ("params", "macs", "bitops", "bytes")}
+        self.weighted = {name: np.zeros(self.count, dtype=np.int64) for name in ("w", "w_bits", "a", "a_bits")}
+        self.counted: dict[tuple[str, int], Bools] = {}
+
+    def option(self, quantizer: nn.Module, form: int) -> Ints:
+        """The bits a quantizer uses in every subnet."""
+        if not isinstance(quantizer, (WeightQuantizer, ActivationQuantizer)):
+            return self.lookup(form)
+        decision = quantizer.decisions["bits"]
+        if not isinstance(decision, Choice):
+            assert isinstance(decision, int)
+            return self.lookup(decision)
+        return self.lookup(decision)
+
+    def bits(self, node: Node, inputs: list[Sized]) -> Ints:
+        """The producer's quantizer; the input's bits where nothing is quantized."""
+        producer = node.attributes.get("producer")
+        if not isinstance(producer, Producer):
+            return inputs[0].bits
+        form = producer.quantizer
+        return self.option(form, form.bits if isinstance(form, ActivationForm) else 8)
+
+    def visit(self, node: Node, inputs: list[Sized], output: Sized, running: Bools) -> None:
+        """Adds the node's costs in the subnets in which it runs."""
+        if node.module is None or node.kind == "container":
+            return
+        fresh = self._fresh(node, running)
+        params = np.broadcast_to(_count(node.module, self), fresh.shape)
+        self.totals["params"] += np.where(fresh, params, 0)
+        if node.kind not in {"conv", "linear", "norm"}:
+            return
+        producer = node.attributes.get("producer")
+        if node.kind == "norm" and producer is None:
+            return
+        per_output = self._fan_in(node, inputs)
+        macs = output.numel * per_output if node.kind != "norm" else np.zeros_like(output.numel)
+        channels = output.dims[0] if node.kind != "linear" else output.dims[-1]
+        self.totals["macs"] += np.where(running, macs, 0)
+        if producer is None:
+            self.totals["bitops"] += np.where(running, macs * 32 * inputs[0].bits, 0)
+            return
+        assert isinstance(producer, LayerProducer)
+        form = producer.weight_quantizer
+        width = self.option(form, form.bits if isinstance(form, WeightForm) else 8)
+        self.totals["bitops"] += np.where(running, macs * width * inputs[0].bits, 0)
+        stored = channels * ((width * per_output + 7) // 8 + _PER_CHANNEL)
+        self.totals["bytes"] += np.where(fresh, stored, 0)
+        if not node.attributes.get("pinned"):
+            self._average(channels * per_output, width, inputs[0], fresh, running)
+
+    def _average(self, weights: Ints, width: Ints, x: Sized, fresh: Bools, running: Bools) -> None:
+        for name, amount, where in (
+            ("w", weights, fresh), ("w_bits", weights * width, fresh), ("a", x.numel, running),
+            ("a_bits", x.numel * x.bits, running),
+        ):  # fmt: skip
+            self.weighted[name] += np.where(where, amount, 0)
+
+    def _fresh(self, node: Node, running: Bools) -> Bools:
+        """Where the node's weights are counted for the first time: a layer called twice has one set of weights."""
+        key = ("module", id(node.module))
+        before = self.counted.get(key)
+        self.counted[key] = running if before is None else before | running
+        return running if before is None else running & ~before
+
+    def _fan_in(self, node: Node, inputs: list[Sized]) -> Ints:
+        if node.kind == "norm":
+            return self.lookup(1)
+        if node.kind == "linear":
+            return inputs[0].dims[-1]
+        assert isinstance(node.module, (Conv2d, nn.Conv2d))
+        sizes = conv_geometry(node.module, self)
+        return np.asarray(np.broadcast_to(sizes["in"] // sizes["groups"] * sizes["kernel"][0] * sizes["kernel"][1], (self.count,)))
+
+
+class CostModel:
+    """The costs of a supernet's subnets.
+
+    Args:
+        supernet: Of any network; a quantized one also has bits.
+        example: An input ``[N, ...]``; not needed for a quantized network, which knows its own.
+
+    Raises:
+        InputError: The network is not quantized and no example was given.
+    """
+
+    def __init__(self, supernet: Supernet, example: Tensor | None = None) -> None:
+        self.space = supernet.space
+        self.quantized = isinstance(supernet.module, QuantizedNetwork)
+        if isinstance(supernet.module, QuantizedNetwork):
+            self.graph: Graph = supernet.module.graph
+        elif example is None:
+            raise InputError("the network is not quantized: give CostModel an example input, whose size the costs depend on.")
+        else:
+            self.graph = trace(supernet.module, example)
+
+    def evaluate(self, rows: NDArray[np.int16]) -> dict[str, NDArray[Any]]:
+        """Costs of the subnets ``rows`` ``[n, choices]``: int64 ``[n]`` arrays, float64 for the averages."""
+        flow = _Costs(self.space, rows)
+        bits = flow.lookup(8 if self.quantized else 32)
+        inputs = [Sized(x.dims, bits, x.source) for x in example_inputs(flow, self.graph)]
+        flow.run(self.graph, inputs, np.ones(len(rows), dtype=bool))
+        result: dict[str, NDArray[Any]] = dict(flow.totals)
+        if not self.quantized:
+            result["bytes"] = 4 * flow.totals["params"]
+            return result
+        for name, key in (("average_weight_bits", "w"), ("average_activation_bits", "a")):
+            result[name] = flow.weighted[f"{key}_bits"] / np.maximum(flow.weighted[key], 1)
+        return result
+
+    def of(self, subnet: Mapping[str, Option]) -> dict[str, float]:
+        """Costs of one subnet."""
+        member = subnet if isinstance(subnet, Subnet) else Subnet(subnet)
+        self.space.validate(member)
+        return {name: values[0].item() for name, values in self.evaluate(self.space.to_rows([member])).items()}
+
+
+def counted_macs(model: nn.Module, example: Tensor) -> int:
+    """Multiply-adds of a plain model by torch's own counter (which counts two operations each)."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(example)
+    return int(counter.get_total_flops()) // 2

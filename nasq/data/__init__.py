@@ -1,0 +1,8 @@
+"""Data sets, their splits, augmentation on the device, and samplers."""
+
+from nasq.data.augment import Augment, AugmentPolicy
+from nasq.data.dataset import DataSet, Split
+from nasq.data.samplers import DataSampler, UniformSampler
+from nasq.data.sources import NAMES, load
+
+__all__ = ["NAMES", "Augment", "AugmentPolicy", "DataSampler", "DataSet", "Split", "UniformSampler", "load"]

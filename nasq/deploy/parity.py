@@ -1,0 +1,354 @@
+"""The gate: does the exported file compute what nasq evaluated?
+
+The shipped file is run unmodified, with the runtime's optimizations on, and its final integers are compared with the
+independent reference (:mod:`nasq.deploy.reference`). Beside that, every number in the file is compared with the bundle
+(:mod:`nasq.deploy.readback`), every layer is run alone on the reference's integers, and the layers that the runtime
+executes as integer kernels are counted. What is promised is section 7 of `docs/integer_arithmetic.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasq.deploy import bundle, readback, storage
+from nasq.deploy.reference import Reference
+from nasq.deploy.runtimes import Coverage, OnnxRuntime, Runtime, integer_coverage, run_cut, versions
+from nasq.errors import ArtifactError, InputError, ParityError
+from nasq.quant.program import AvgPool, Concat, Program
+
+__all__ = ["MODEL", "LayerResult", "ParityReport", "check", "gate"]
+
+MODEL = "model.onnx"
+TOLERANCE = 100_000  # with average pooling, one differing integer in so many is allowed
+COVERAGE = 0.95  # share of the convolutions, and of the sums, that must run as integer kernels
+FEWEST_LEVELS = 3
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer run alone on the reference's own integers.
+
+    Attributes:
+        path: The layer.
+        kind: The operation, such as ``"Conv"``.
+        total: Number of integers compared.
+        differing: Those that differ.
+        largest_step: Largest difference, in steps.
+        example: Where the first difference is, and its values; empty without one.
+    """
+
+    path: str
+    kind: str
+    total: int
+    differing: int
+    largest_step: int
+    example: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """All equal; average pooling and concatenation may differ by one step in 1 of 100,000 integers."""
+        if self.kind in (AvgPool.__name__, Concat.__name__):
+            return self.differing <= self.total // TOLERANCE and self.largest_step <= 1
+        return self.differing == 0
+
+
+@dataclass(frozen=True)
+class ParityReport:
+    """What the gate found.
+
+    Attributes:
+        target: The target whose arithmetic the bundle follows.
+        runtime: Name and version of the runtime that ran the file.
+        images: Number of images.
+        total, differing: Final integers compared, and those that differ from the reference.
+        images_differing: Images with at least one differing integer.
+        allowed: How many final integers may differ: 0 where the network has no average pooling.
+        dequantized_differing: fp32 outputs that are not exactly ``(integer - zero_point) * scale``.
+        accuracy: Of the file on the given labels, 0..1, or ``None`` without labels.
+        coverage: Layers that run as integer kernels.
+        layers: Every layer alone.
+        findings: Numbers in the file that are not the bundle's.
+        warnings: Why a match might mean little; they fail nothing.
+        diagnosis: Where a difference comes from; empty where there is none.
+        versions: Of nasq and the packages that took part.
+    """
+
+    target: str
+    runtime: str
+    images: int
+    total: int
+    differing: int
+    images_differing: int
+    allowed: int
+    dequantized_differing: int
+    accuracy: float | None
+    coverage: Coverage
+    layers: tuple[LayerResult, ...]
+    findings: tuple[str, ...]
+    warnings: tuple[str, ...]
+    diagnosis: str
+    versions: Mapping[str, str]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the file may be shipped."""
+        return not self.failures()
+
+    def failures(self) -> list[str]:
+        """Every reason why the file may not be shipped, one sentence each."""
+        reasons = []
+        if self.differing > self.allowed:
+            reasons.append(
+                f"{self.differing} of {self.total} final integers differ, on {self.images_differing} of {self.images} "
+                f"images; allowed: {self.allowed}."
+            )
+        if self.dequantized_differing:
+            reasons.append(f"{self.dequantized_differing} fp32 outputs are not their integers dequantized.")
+        if self.findings:
+            more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
+            reasons.append(f"the file is not the bundle's: {self.findings[0]}{more}.")
+        if wrong := [layer for layer in self.layers if not layer.passed]:
+            reasons.append(f"{len(wrong)} of {len(self.layers)} layers differ when run alone on the same integers.")
+        for kind in ("convolutions", "sums"):
+            if self.coverage.share(kind) < COVERAGE:
+                reasons.append(self._uncovered(kind))
+        return reasons
+
+    def _uncovered(self, kind: str) -> str:
+        named = ", ".join(self.coverage.floats) or "the runtime kept no names"
+        return (
+            f"{self.coverage.integer[kind]} of {self.coverage.total[kind]} {kind} run as integer kernels; at least "
+            f"{COVERAGE:.0%} must. In float: {named}."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain dictionary for ``parity.json``."""
+        plain = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {
+            "passed": self.passed,
+            "failures": self.failures(),
+            **plain,
+            "coverage": self.coverage.to_json(),
+            "layers": [{**asdict(layer), "passed": layer.passed} for layer in self.layers],
+            "findings": list(self.findings),
+            "warnings": list(self.warnings),
+            "versions": dict(self.versions),
+        }
+
+    def summary(self) -> str:
+        """A few lines for people: the verdict, the figures, why it failed, where."""
+        cover, equal = self.coverage, sum(layer.differing == 0 for layer in self.layers)
+        lines = [
+            f"parity {'passed' if self.passed else 'FAILED'}: {self.target} on {self.runtime}, {self.images} images",
+            f"final integers: {self.differing} of {self.total} differ (allowed: {self.allowed})",
+            f"layers alone: {equal} of {len(self.layers)} equal",
+            *(
+                f"integer kernels: {cover.integer[kind]} of {cover.total[kind]} {kind}"
+                for kind in ("convolutions", "sums")
+                if cover.total[kind]
+            ),
+        ]
+        if self.accuracy is not None:
+            lines.append(f"accuracy of the file: {self.accuracy:.2%}")
+        lines += [f"failed: {reason}" for reason in self.failures()]
+        lines += [f"where: {self.diagnosis}"] if self.diagnosis else []
+        return "\n".join(lines + [f"warning: {text}" for text in self.warnings])
+
+
+def check(
+    directory: Path,
+    images: NDArray[np.float32],
+    labels: NDArray[np.integer] | None = None,
+    *,
+    runtime: Callable[[bytes], Runtime] = OnnxRuntime,
+    layer_images: int = 32,
+) -> ParityReport:
+    """Compares a bundle's ``model.onnx``, as it is, with the bundle's own reference.
+
+    Args:
+        directory: The bundle.
+        images: fp32 ``[N, ...]``, as the network takes them.
+        labels: Class of every image ``[N]``, for the accuracy of the file.
+        runtime: Makes the runtime of a file's bytes; one that works in a child process fits here.
+        layer_images: Images on which each layer is run alone; those that differ come first.
+
+    Raises:
+        ArtifactError: The bundle or its file is damaged, or the runtime refuses the file.
+        InputError: No images, or labels of another length.
+    """
+    _check_arguments(images, labels, layer_images)
+    program, data = bundle.read(directory), storage.path_of(directory, MODEL).read_bytes()
+    reference, executed = Reference(directory), runtime(data)
+    file = readback.read(data)
+    findings = readback.compare(file, program)
+    expected, got = reference.run(images), executed.run(images)
+    if expected.shape != got.shape:
+        raise ArtifactError(
+            f"{MODEL} makes integers of shape {got.shape}, the bundle {expected.shape}; export it again."
+        )
+    wrong = (expected != got).reshape(len(images), -1)
+    sample = images[np.argsort(~wrong.any(1), kind="stable")[:layer_images]]
+    values = reference.run(sample, every=True)
+    aligned = len(file.layers) == len(program.ops)
+    layers = tuple(_alone(file, program, values, sample, i) for i in range(len(program.ops))) if aligned else ()
+    averaged = any(isinstance(op, AvgPool) for op in program.ops)
+    accuracy = _accuracy(got, labels)
+    return ParityReport(
+        target=program.target,
+        runtime=executed.name,
+        images=len(images),
+        total=wrong.size,
+        differing=int(wrong.sum()),
+        images_differing=int(wrong.any(1).sum()),
+        allowed=wrong.size // TOLERANCE if averaged else 0,
+        dequantized_differing=_not_dequantized(executed, sample, program),
+        accuracy=accuracy,
+        coverage=integer_coverage(data, program),
+        layers=layers,
+        findings=tuple(str(finding) for finding in findings),
+        warnings=tuple(_warnings(values, accuracy, got)),
+        diagnosis=_diagnosis(layers, file, program, values, sample, bool(wrong.any())),
+        versions=versions(),
+    )
+
+
+def gate(
+    directory: Path,
+    images: NDArray[np.float32],
+    labels: NDArray[np.integer] | None = None,
+    *,
+    runtime: Callable[[bytes], Runtime] = OnnxRuntime,
+    layer_images: int = 32,
+) -> ParityReport:
+    """:func:`check`, and an error where the file may not be shipped.
+
+    Raises:
+        ParityError: The report did not pass; the message is its summary with the diagnosis.
+    """
+    report = check(directory, images, labels, runtime=runtime, layer_images=layer_images)
+    if not report.passed:
+        raise ParityError(f"{directory}: {report.summary()}")
+    return report
+
+
+def _check_arguments(images: NDArray[np.float32], labels: NDArray[np.integer] | None, layer_images: int) -> None:
+    if len(images) == 0 or layer_images < 1:
+        raise InputError("parity needs at least one image; give some of the validation set.")
+    if images.dtype != np.float32:
+        raise InputError(f"the images are {images.dtype}; the network takes float32.")
+    if labels is not None and len(labels) != len(images):
+        raise InputError(f"there are {len(labels)} labels for {len(images)} images; give one for each.")
+
+
+def _not_dequantized(executed: Runtime, sample: NDArray[np.float32], program: Program) -> int:
+    tensor = program.output
+    steps = executed.run(sample).astype(np.float32) - np.float32(tensor.zero_point)
+    return int((executed.logits(sample) != steps * np.float32(tensor.scale)).sum())
+
+
+def _accuracy(integers: NDArray[np.uint8], labels: NDArray[np.integer] | None) -> float | None:
+    if labels is None or integers.ndim != 2:
+        return None
+    return float((integers.argmax(1) == labels).mean())
+
+
+def _warnings(values: Mapping[str, NDArray[np.uint8]], accuracy: float | None, final: NDArray[np.uint8]) -> list[str]:
+    """Reasons why equal integers would mean little: constant tensors, a network that has learnt nothing."""
+    found = []
+    flat = [name for name, value in values.items() if len(np.unique(value)) < FEWEST_LEVELS]
+    if flat:
+        found.append(f"{len(flat)} tensors use fewer than {FEWEST_LEVELS} levels: {', '.join(flat)}.")
+    if accuracy is not None:
+        chance = 1 / final.shape[1]
+        if accuracy < min(3 * chance, (1 + chance) / 2):
+            found.append(f"the file's accuracy of {accuracy:.2%} is not well above chance ({chance:.2%}).")
+    return found
+
+
+# -- where a difference comes from ------------------------------------------------------------------------------------
+
+
+def _feeds(
+    file: readback.File,
+    program: Program,
+    values: Mapping[str, NDArray[np.uint8]],
+    x: NDArray[np.float32],
+    wanted: Sequence[str],
+) -> dict[str, NDArray[Any]]:
+    """What a cut model reads, by its names in the file."""
+    made = {layer.output: op.output.name for layer, op in zip(file.layers, program.ops, strict=True)}
+    return {name: values[made[name]] if name in made else x for name in wanted}
+
+
+def _alone(
+    file: readback.File,
+    program: Program,
+    values: Mapping[str, NDArray[np.uint8]],
+    x: NDArray[np.float32],
+    index: int,
+) -> LayerResult:
+    """Runs one layer of the file on the reference's integers."""
+    op, layer = program.ops[index], file.layers[index]
+    kind, expected = type(op).__name__, values[op.output.name]
+    try:
+        got = run_cut(file.cut(index), _feeds(file, program, values, x, layer.inputs))
+    except ArtifactError as error:
+        return LayerResult(op.path, kind, expected.size, expected.size, 255, f"it does not run alone ({error})")
+    return _compare(op.path, kind, expected, got)
+
+
+def _compare(path: str, kind: str, expected: NDArray[np.uint8], got: NDArray[Any]) -> LayerResult:
+    if got.shape != expected.shape:
+        example = f"the shape is {got.shape[1:]} instead of {expected.shape[1:]}"
+        return LayerResult(path, kind, expected.size, expected.size, 255, example)
+    step = np.abs(expected.astype(np.int64) - got.astype(np.int64))
+    count = int((step != 0).sum())
+    if not count:
+        return LayerResult(path, kind, expected.size, 0, 0)
+    place = tuple(int(i) for i in np.argwhere(step)[0])
+    example = f"image {place[0]}, channel {place[1]}"
+    example += f", position {list(place[2:])}" if len(place) > 2 else ""
+    example += f": expected {int(expected[place])}, got {int(got[place])}"
+    return LayerResult(path, kind, expected.size, count, int(step.max()), example)
+
+
+def _diagnosis(
+    layers: Sequence[LayerResult],
+    file: readback.File,
+    program: Program,
+    values: Mapping[str, NDArray[np.uint8]],
+    x: NDArray[np.float32],
+    differs: bool,
+) -> str:
+    """Names the first layer that differs, alone or together with the layers before it."""
+    if first := next((layer for layer in layers if layer.differing), None):
+        return (
+            f"the first layer that differs on its own is {first.path!r} ({first.kind}): {first.differing} of "
+            f"{first.total} integers, by up to {first.largest_step} steps; {first.example}."
+        )
+    if not differs:
+        return ""
+    if not layers:
+        return "the file's layers are not the bundle's; see what the file differs in."
+    return _together(file, program, values, x)
+
+
+def _together(
+    file: readback.File, program: Program, values: Mapping[str, NDArray[np.uint8]], x: NDArray[np.float32]
+) -> str:
+    """Every layer alone agrees: finds the first at which the file up to there does not (a fusion across layers)."""
+    for index, op in enumerate(program.ops):
+        got = run_cut(file.cut(index, first=0), dict.fromkeys(file.layers[0].inputs, x))
+        result = _compare(op.path, type(op).__name__, values[op.output.name], got)
+        if result.differing:
+            return (
+                f"every layer alone agrees, but the layers up to {op.path!r} together do not: {result.example}. "
+                "The runtime fuses them into something else."
+            )
+    return "every layer, and every part of the file from its start, agrees alone; only the whole file differs."

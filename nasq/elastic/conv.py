@@ -1,0 +1,130 @@
+"""Elastic 2-d convolution."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasq.elastic.base import ElasticModule, Size
+from nasq.errors import InputError
+from nasq.space import maximum_of_size
+
+__all__ = ["Conv2d", "plain_conv"]
+
+
+def plain_conv(weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, dilation: int, groups: int) -> nn.Conv2d:
+    """A torch convolution that owns copies of ``weight`` ``[out, in/groups, k, k]`` and ``bias`` ``[out]``."""
+    out_channels, in_per_group, kernel, _ = weight.shape
+    conv = nn.Conv2d(
+        in_per_group * groups, out_channels, kernel, stride, padding, dilation, groups, bias is not None, device="meta"
+    )
+    conv.weight = nn.Parameter(weight.detach().clone(memory_format=torch.contiguous_format))
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach().clone())
+    return conv
+
+
+class Conv2d(ElasticModule):
+    """A 2-d convolution whose channels, kernel, stride and groups may be choices.
+
+    A smaller convolution uses the first output channels, the first input channels of each group and the centre of the
+    kernel of the shared weight (Once-for-All, without its kernel transforms).
+
+    Args:
+        in_channels, out_channels: Sizes: an int, a choice, or an expression of choices.
+        kernel_size: Odd size(s); the kernel is square.
+        stride: Size; equal in both directions.
+        padding: ``"same"`` (``dilation * (kernel - 1) / 2`` of the active kernel) or a fixed int, in pixels.
+        dilation: A fixed int.
+        groups: Size. ``groups=in_channels`` makes a depthwise convolution.
+        bias: Whether a bias is added.
+
+    Shape:
+        ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``.
+
+    Raises:
+        InputError: A kernel size is even with ``padding="same"``, or the channels are not divisible by the groups.
+    """
+
+    def __init__(
+        self,
+        in_channels: Size,
+        out_channels: Size,
+        kernel_size: Size,
+        stride: Size = 1,
+        padding: Literal["same"] | int = "same",
+        dilation: int = 1,
+        groups: Size = 1,
+        bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
+        self.stride, self.groups, self.dilation = stride, groups, dilation
+        self.padding: Literal["same"] | int = padding
+        self.holds(in_channels, out_channels, kernel_size, stride, groups)
+        per_group = in_channels // groups
+        kernel = maximum_of_size(kernel_size)
+        shape = (maximum_of_size(out_channels), maximum_of_size(per_group), kernel, kernel)
+        self.weight = nn.Parameter(torch.empty(shape))
+        self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws the weights as torch's own convolution does (Kaiming uniform, a = sqrt 5)."""
+        nn.init.kaiming_uniform_(self.weight, a=math.sqrt(5))
+        if self.bias is not None:
+            bound = 1 / math.sqrt(max(1, self.weight[0].numel()))
+            nn.init.uniform_(self.bias, -bound, bound)
+
+    def active_weight(self) -> Tensor:
+        """The active slice ``[out, in/groups, k, k]``, contiguous (a strided slice may compute other last bits)."""
+        out, kernel = self.value(self.out_channels), self.value(self.kernel_size)
+        in_channels, groups = self.value(self.in_channels), self.value(self.groups)
+        if in_channels % groups or out % groups:
+            raise InputError(
+                f"a convolution has {in_channels} input and {out} output channels, which {groups} groups do not divide. "
+                "Change the options of its width or of its groups."
+            )
+        cut = (self.weight.shape[2] - kernel) // 2
+        stop = cut + kernel
+        return self.weight[:out, : in_channels // groups, cut:stop, cut:stop].contiguous()
+
+    def active_bias(self) -> Tensor | None:
+        """The active slice ``[out]`` of the bias."""
+        return None if self.bias is None else self.bias[: self.value(self.out_channels)].contiguous()
+
+    def geometry(self) -> dict[str, int]:
+        """Active stride, padding, dilation and groups, as torch's functional convolution takes them."""
+        kernel = self.value(self.kernel_size)
+        if self.padding == "same" and kernel % 2 == 0:
+            raise InputError(f"padding='same' needs an odd kernel, got {kernel}. Give the padding as a number of pixels.")
+        padding = self.dilation * (kernel - 1) // 2 if self.padding == "same" else self.padding
+        return {
+            "stride": self.value(self.stride),
+            "padding": padding,
+            "dilation": self.dilation,
+            "groups": self.value(self.groups),
+        }
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """Convolves with the active slice."""
+        return F.conv2d(x_NCHW, self.active_weight(), self.active_bias(), **self.geometry())
+
+    def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        """The active :class:`torch.nn.Conv2d`."""
+        return plain_conv(self.active_weight(), self.active_bias(), **self.geometry()).train(self.training)
+
+    def cost_parameters(self, lookup: Callable[[Size], Any]) -> Any:
+        """Weights and biases of the active slice."""
+        out, kernel = lookup(self.out_channels), lookup(self.kernel_size)
+        weights = out * (lookup(self.in_channels) // lookup(self.groups)) * kernel * kernel
+        return weights + (out if self.bias is not None else 0)
+
+    def extra_repr(self) -> str:
+        """Sizes as given."""
+        return f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}"

@@ -1,0 +1,58 @@
+"""Reading the search space off a module: its choices, and where each of them matters."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from nasq.elastic.base import Condition, Container, ElasticModule
+from nasq.errors import InputError
+from nasq.space import Choice, SearchSpace
+
+__all__ = ["read_space"]
+
+
+class _Reader:
+    """Collects choices and the conditions of their uses, module by module."""
+
+    def __init__(self) -> None:
+        self.choices: dict[str, Choice] = {}
+        self.owner: dict[str, str] = {}
+        self.uses: dict[str, list[Condition]] = {}
+
+    def add(self, choice: Choice, path: str, condition: Condition) -> None:
+        known = self.choices.setdefault(choice.name, choice)
+        owner = self.owner.setdefault(choice.name, path)
+        if known != choice:
+            raise InputError(
+                f"the choice {choice.name!r} has the options {list(known.options)} in {owner!r} and "
+                f"{list(choice.options)} in {path!r}. Choices of one name are tied: give both the same options, or "
+                "give one of them another name."
+            )
+        uses = self.uses.setdefault(choice.name, [])
+        if condition not in uses:
+            uses.append(condition)
+
+    def walk(self, module: nn.Module, path: str, condition: Condition) -> None:
+        # A module used at several places is visited at each of them: it is active where any of them is.
+        if isinstance(module, ElasticModule):
+            for choice in module.own_choices:
+                self.add(choice, path, condition)
+        if isinstance(module, Container):
+            for index, (name, part) in enumerate(module.parts()):
+                self.walk(part, f"{path}.{name}" if path else name, condition + module.condition(index))
+            return
+        for name, child in module._modules.items():
+            if child is not None:
+                self.walk(child, f"{path}.{name}" if path else name, condition)
+
+
+def read_space(module: nn.Module, name: str = "") -> SearchSpace:
+    """The search space of ``module``: choices are tied by name, conditions come from the containers they are in.
+
+    Raises:
+        InputError: Two modules hold choices of one name with different options; names both.
+    """
+    reader = _Reader()
+    reader.walk(module, "", ())
+    conditions = {key: uses for key, uses in reader.uses.items() if () not in uses}
+    return SearchSpace(list(reader.choices.values()), conditions, name=name)

@@ -1,0 +1,211 @@
+"""The arithmetic of quantized networks, as pure functions on tensors.
+
+Two forms of one thing. The fake form rounds real values to a grid and has gradients; the integer form computes what the
+exported file computes, on integers held in fp32 (`docs/integer_arithmetic.md`). ``rne`` below rounds half to even, as
+``torch.round`` does.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "EXACT",
+    "STEP_FLOOR",
+    "IntegerLayer",
+    "add_integers",
+    "fake_quantize",
+    "integer_layer",
+    "is_wide",
+    "requantize",
+    "round_ste",
+    "to_integers",
+]
+
+STEP_FLOOR = 2.0**-24
+"""Smallest step size."""
+EXACT = 2.0**24
+"""Integers below this are exact in fp32."""
+_FINE = 16.0
+"""A bias grid is fine enough at 1/16 of an output step."""
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """``step * clip(rne(x / step), low, high)`` with the gradients of LSQ (Esser et al. 2020, eq. 3 and 5).
+
+    The gradient of the step is ``sum g * (rne(v) - v)`` inside the range and ``sum g * bound`` outside; it is computed
+    from the saved input and output with two dot products, without a temporary of the step's gradient per element.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, scale: float) -> Tensor:
+        y = x * step.reciprocal().to(x.dtype)
+        y = y.clamp_(low, high).round_().mul_(step.to(x.dtype))
+        ctx.save_for_backward(x, y, step, *(b for b in (low, high) if isinstance(b, Tensor)))
+        ctx.bounds, ctx.scale = (low, high), scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (g,) = grads
+        x, y, step, *_ = ctx.saved_tensors
+        low, high = ctx.bounds
+        if step.numel() == 1 and not isinstance(low, Tensor) and x.device.type == "cpu":
+            s = float(step)
+            inside = torch.ops.aten.hardtanh_backward(g, x, low * s, high * s)
+        else:
+            inside = torch.where((x > low * step) & (x < high * step), g, 0)
+        outside = g - inside
+        grad_step = ((inside * (y - x)).float() + (outside * y).float()).sum_to_size(step.shape) if step.numel() > 1 else (
+            torch.dot(inside.flatten(), (y - x).flatten()) + torch.dot(outside.flatten(), y.flatten())
+        ).to(step.dtype).reshape(step.shape)
+        grad_bound = None
+        if isinstance(low, Tensor):
+            # Both bounds are (integer - zero_point): moving the zero-point moves what is clipped, by one step.
+            grad_bound = (outside.to(step.dtype) * step).sum_to_size(low.shape) * ctx.scale
+        return inside, grad_step / step * ctx.scale, grad_bound, None, None
+
+
+def fake_quantize(x: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, scale: float = 1.0) -> Tensor:
+    """Rounds ``x`` to the grid ``step * {low..high}``.
+
+    Args:
+        x: Real values.
+        step: Positive step size(s), broadcastable to ``x``.
+        low, high: Bounds in steps, relative to real 0; tensors where they depend on a learned zero-point (the gradient
+            with respect to both is returned through ``low``, so pass ``high`` as ``low + const``, detached).
+        scale: Factor on the gradients of the step and the zero-point (LSQ's ``1 / sqrt(N * high)``).
+
+    Returns:
+        Values on the grid, in the dtype of ``x``. The gradient of ``x`` is 1 inside the range and 0 outside.
+    """
+    result: Tensor = _FakeQuantize.apply(x, step, low, high, scale)  # type: ignore[no-untyped-call]
+    return result
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Rounds half to even; the gradient passes straight through."""
+    return x + (x.round() - x).detach()
+
+
+def to_integers(x: Tensor, step: Tensor, zero_point: float | Tensor, low: int, high: int) -> Tensor:
+    """``clip(rne(x / step) + zero_point, low, high)`` in fp32: what QuantizeLinear and a Clip compute."""
+    return (torch.round(x / step) + zero_point).clamp_(low, high)
+
+
+@dataclass(frozen=True)
+class IntegerLayer:
+    """The integers of a convolution or linear layer (see :class:`nasq.quant.program.Linear`).
+
+    Attributes:
+        weight: ``[out, ...]`` integers before ``shift``, as fp32.
+        shift: ``[out]`` integers: the weights used are ``weight * 2^shift``.
+        scale: fp32 ``[out]``, positive: real value of one unit of the shifted weight.
+        bias: ``[out]`` integers in units of ``input step * scale``, as fp32 (all below 2^24).
+    """
+
+    weight: Tensor
+    shift: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    @property
+    def shifted(self) -> Tensor:
+        """The weights as the runtime holds them."""
+        return self.weight * torch.exp2(self.shift).reshape(-1, *[1] * (self.weight.ndim - 1))
+
+
+def integer_layer(
+    weight: Tensor, step: Tensor, bits: int, slope: Tensor, offset: Tensor, step_in: Tensor, step_out: Tensor
+) -> IntegerLayer:
+    """Puts the affine behind a convolution (BatchNorm, bias) into scales and an integer bias.
+
+    The layer computes ``slope * step * sum(q_w q_x step_in) + offset``; the weight's sign already holds the sign of
+    ``slope``. Three things keep it exact and representable:
+
+    * where the bias grid is coarser than 1/16 of an output step and the weights have fewer than 8 bits, the layer's
+      weights are used shifted left, so that the grid is finer;
+    * where the bias would need 2^24 or more (a slope near 0), the channel is constant: its weights become 0 and its
+      scale is raised until the bias fits;
+    * no scale is 0.
+
+    Args:
+        weight: ``[out, ...]`` integers, as fp32.
+        step: Weight step(s): 0-d or ``[out]``.
+        bits: Of the weights.
+        slope, offset: float64 ``[out]``, in real units; slopes may be negative (only their size is used) or 0.
+        step_in, step_out: 0-d steps of input and output.
+    """
+    s_in, s_out = step_in.double(), step_out.double()
+    raw = (step.double() * slope.abs()).float()
+    # A channel whose weights move the output by less than 2^-24 steps, or whose bias does not fit, is constant.
+    constant = (raw.double() * s_in < s_out * 2.0**-40) | (offset.abs() >= raw.double() * s_in * (EXACT - 1))
+    scale = torch.where(constant, torch.maximum(offset.abs() / (s_in * 2.0**15), s_out / s_in * 2.0**-15).float(), raw)
+    weight = torch.where(constant.reshape(-1, *[1] * (weight.ndim - 1)), torch.zeros_like(weight), weight)
+    grid = scale.double() * s_in
+    wanted = torch.ceil(torch.log2(grid * _FINE / s_out)).max()
+    room = torch.floor(torch.log2((EXACT - 1) / (offset.abs() / grid + 1))).min()
+    shift = torch.minimum(wanted, room).clamp(0, max(8 - bits, 0))
+    scale = (scale.double() * torch.exp2(-shift)).float()
+    unit = (step_in.float() * scale).double()
+    shifts = shift.float().expand(len(scale))
+    return IntegerLayer(weight, shifts, scale, torch.round(offset / unit).float())
+
+
+def is_wide(weight: Tensor, low: int, high: int, zero_point: int) -> bool:
+    """Whether an accumulator may pass 2^24, so that fp32 cannot hold it.
+
+    Args:
+        weight: ``[out, ...]`` integers as used (shifted).
+        low, high, zero_point: Of the input.
+    """
+    largest = max(abs(low - zero_point), abs(high - zero_point))
+    return float(weight.abs().flatten(1).sum(1, dtype=torch.float64).max()) * largest >= EXACT
+
+
+def requantize(
+    accumulator: Tensor, layer: IntegerLayer, step_in: Tensor, step_out: Tensor, zero_point: float | Tensor,
+    low: int, high: int,
+) -> Tensor:
+    """``clip(rne(fp32(acc + bias) * M) + zero_point)`` with ``M = fp32(fp32(step_in * scale) / step_out)``.
+
+    Args:
+        accumulator: ``[N, out, ...]`` exact integers, fp32 or float64.
+    """
+    shape = (1, -1, *[1] * (accumulator.ndim - 2))
+    multiplier = ((step_in.float() * layer.scale) / step_out.float()).reshape(shape)
+    total = (accumulator + layer.bias.to(accumulator.dtype).reshape(shape)).float()
+    return total.mul_(multiplier).round_().add_(zero_point).clamp_(low, high)
+
+
+def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """``a * b + c`` rounded once to fp32. The product of an 8-bit integer and an fp32 number is exact in float64."""
+    return (a.double() * b.double() + c.double()).float()
+
+
+def add_integers(
+    a: Tensor, b: Tensor, steps: tuple[Tensor, Tensor, Tensor], zeros: tuple[float | Tensor, float | Tensor, float | Tensor],
+    low: int, high: int,
+) -> Tensor:
+    """The sum as onnxruntime's QLinearAdd computes it, container integers in and out.
+
+    ``clip(rne(fma(a, r_a, fma(b, r_b, f))))`` with ``r = fp32(s / s_y)`` and ``f = z_y - fma(r_a, z_a, fp32(r_b z_b))``.
+
+    Args:
+        a, b: Container integers, as fp32.
+        steps, zeros: Of a, b and the output, in this order.
+    """
+    ratio_a, ratio_b = steps[0] / steps[2], steps[1] / steps[2]
+    zero_a, zero_b, zero_y = (torch.as_tensor(z, dtype=torch.float32, device=a.device) for z in zeros)
+    fixed = zero_y - _fma(ratio_a, zero_a, ratio_b * zero_b)
+    return _fma(a, ratio_a, _fma(b, ratio_b, fixed)).round_().clamp_(low, high)
+
+
+def gradient_scale(numel: int, high: int) -> float:
+    """LSQ's factor on the gradient of a step size: ``1 / sqrt(numel per step * largest integer)``."""
+    return 1.0 / math.sqrt(numel * max(high, 1))

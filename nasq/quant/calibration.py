@@ -1,0 +1,146 @@
+"""Initial step sizes: the range that loses least, for all bit-widths and forms at once.
+
+The criterion is EQ-Net's (released code): among the ranges ``c * (largest value)``, ``c = 1, 0.99, ..., 0.21``, take the
+one with the smallest ``mean |x - Q(x)|^2.4``. Its per-channel symmetric search looks at five of the eighty candidates;
+ours looks at all of them. Activations are searched on a fine histogram, so that the cost does not depend on their size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from nasq.quant.arithmetic import STEP_FLOOR
+from nasq.quant.forms import ActivationForm, WeightForm
+from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+
+__all__ = ["histogram", "initialise_activation", "initialise_weight", "search_range"]
+
+_CANDIDATES = tuple(1 - 0.01 * index for index in range(80))
+_POWER = 2.4
+_BINS = 16384
+_SAMPLE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Range:
+    """The result of a search: ``step`` and ``zeta`` ``[groups]``; ``error`` is the criterion's value."""
+
+    step: Tensor
+    zeta: Tensor
+    error: Tensor
+
+
+def histogram(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Bin centres ``[1, bins]`` and their shares ``[1, bins]`` of (a strided sample of) a tensor's values."""
+    flat = x.detach().float().flatten()
+    flat = flat[:: max(1, flat.numel() // _SAMPLE)]
+    low, high = flat.aminmax()
+    if low == high:
+        return low.reshape(1, 1), torch.ones(1, 1, device=x.device)
+    counts = torch.histc(flat, _BINS, float(low), float(high))
+    width = (high - low) / _BINS
+    centres = low + width * (torch.arange(_BINS, device=x.device) + 0.5)
+    used = counts > 0
+    # The extreme values themselves, not the centres of their bins: the range is searched relative to them.
+    centres[0], centres[-1] = low, high
+    return centres[used].reshape(1, -1), (counts[used] / counts.sum()).reshape(1, -1)
+
+
+def _error(x: Tensor, shares: Tensor | None, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
+    q = (x / step).add_(zero).round_().clamp_(low, high).sub_(zero).mul_(step)
+    e = q.sub_(x).abs_().pow_(_POWER)
+    return e.mean(1) if shares is None else (e * shares).sum(1)
+
+
+def search_range(x: Tensor, low: int, high: int, symmetric: bool, shares: Tensor | None = None) -> Range:
+    """Searches step size and zero-point for the grid ``low..high``.
+
+    Args:
+        x: Values ``[groups, n]``; one step size per group.
+        low, high: Integers of the grid. ``low = 0`` with ``symmetric`` is the unsigned grid.
+        symmetric: Whether the zero-point stays 0.
+        shares: Weights ``[groups, n]`` of the values; ``None``: all equal.
+    """
+    smallest, largest = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+    smallest, largest = smallest.clamp_max(0), largest.clamp_min(0)
+    extent = torch.maximum(-smallest, largest)
+    best = torch.full((x.shape[0],), torch.inf, device=x.device)
+    best_step = torch.ones_like(best)
+    best_zeta = torch.zeros_like(best)
+    for factor in _CANDIDATES:
+        if symmetric:
+            step = factor * (extent if low == 0 else 2 * extent) / (high - low)
+            zeta = torch.zeros_like(step)
+        else:
+            step = factor * (largest - smallest) / (high - low)
+            zeta = low - factor * smallest / step.clamp_min(STEP_FLOOR)
+        step = step.clamp_min(STEP_FLOOR)
+        error = _error(x, shares, step, zeta.round().clamp(low, high), low, high)
+        better = error < best
+        best = torch.where(better, error, best)
+        best_step = torch.where(better, step[:, 0], best_step)
+        best_zeta = torch.where(better, zeta[:, 0], best_zeta)
+    return Range(best_step, best_zeta, best)
+
+
+def _write(form: WeightForm | ActivationForm, found: Range) -> None:
+    shape = form.log_step.shape
+    form.log_step.copy_(found.step.log().reshape(shape))
+    if isinstance(form.zeta, nn.Parameter):
+        form.zeta.copy_(found.zeta.reshape(shape))
+
+
+@torch.no_grad()
+def guess_weight(quantizer: WeightQuantizer, weight: Tensor) -> None:
+    """A quick start for the steps of a weight, ``2 mean|w| / sqrt(high)`` (LSQ, section 2.1), until calibration."""
+    rows = weight.detach().float().flatten(1).abs()
+    for form in quantizer.forms.values():
+        assert isinstance(form, WeightForm)
+        mean = rows.mean(1) if form.granularity == "channel" else rows.mean()
+        form.log_step.copy_((2 * mean / max(form.high, 1) ** 0.5).clamp_min(STEP_FLOOR).log())
+
+
+@torch.no_grad()
+def initialise_weight(quantizer: WeightQuantizer | WeightForm, weight: Tensor) -> None:
+    """Sets the steps of every form of a weight ``[out, ...]`` (the whole shared weight).
+
+    A form after extraction is left as it was learned.
+    """
+    if isinstance(quantizer, WeightForm):
+        return
+    rows = weight.detach().float().flatten(1)
+    centres, shares = histogram(weight)
+    for form in quantizer.forms.values():
+        assert isinstance(form, WeightForm)
+        if form.granularity == "channel":
+            found = search_range(rows, form.low, form.high, form.symmetric)
+        else:
+            found = search_range(centres, form.low, form.high, form.symmetric, shares)
+        _write(form, found)
+    quantizer.calibrated = True
+
+
+@torch.no_grad()
+def initialise_activation(quantizer: ActivationQuantizer | ActivationForm, x: Tensor) -> None:
+    """Sets the steps of every form of an activation tensor from one batch of it.
+
+    A form after extraction is left as it was learned.
+    """
+    if isinstance(quantizer, ActivationForm):
+        return
+    centres, shares = histogram(x if quantizer.signed else x.clamp_min(0))
+    for form in quantizer.forms.values():
+        assert isinstance(form, ActivationForm)
+        width = form.high - form.low
+        if form.symmetric and form.signed:
+            found = search_range(centres, -(width + 1) // 2, width // 2, True, shares)
+        else:
+            found = search_range(centres, 0, width, form.zeta is None, shares)
+        if float(found.step) <= STEP_FLOOR:
+            # A constant-zero tensor says nothing about its range; one step per unit is a harmless start.
+            found = Range(torch.full_like(found.step, 1.0 / width), found.zeta, found.error)
+        _write(form, found)
+    quantizer.calibrated = True

@@ -1,0 +1,95 @@
+"""What a producer reads of the layer and the BatchNorm it runs, elastic or plain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasq.elastic.base import ElasticModule
+from nasq.elastic.conv import Conv2d
+from nasq.elastic.linear import Linear
+from nasq.elastic.norm import BatchNorm2d
+
+__all__ = ["AnyLayer", "AnyNorm", "Unit", "affine", "apply", "bias_of", "geometry_of", "weight_of"]
+
+
+class Unit(nn.Module):
+    """Stands for the missing layer of a BatchNorm that has none before it: a depthwise convolution by one."""
+
+
+AnyLayer = Conv2d | nn.Conv2d | Linear | nn.Linear | Unit
+AnyNorm = BatchNorm2d | nn.BatchNorm2d
+
+
+def weight_of(layer: AnyLayer, x: Tensor) -> Tensor:
+    """The active weight."""
+    if isinstance(layer, Unit):
+        return torch.ones(x.shape[1], 1, 1, 1, device=x.device)
+    return layer.active_weight() if isinstance(layer, ElasticModule) else layer.weight
+
+
+def full_weight(layer: AnyLayer) -> Tensor:
+    """The weight of the largest form."""
+    assert not isinstance(layer, Unit)
+    return layer.weight
+
+
+def bias_of(layer: AnyLayer) -> Tensor | None:
+    """The active bias."""
+    if isinstance(layer, Unit):
+        return None
+    return layer.active_bias() if isinstance(layer, ElasticModule) else layer.bias
+
+
+def geometry_of(layer: AnyLayer, x: Tensor) -> dict[str, Any] | None:
+    """Stride, padding, dilation and groups of a convolution; ``None`` for a linear layer."""
+    if isinstance(layer, Unit):
+        return {"stride": 1, "padding": 0, "dilation": 1, "groups": x.shape[1]}
+    if isinstance(layer, Conv2d):
+        return dict(layer.geometry())
+    if isinstance(layer, nn.Conv2d):
+        names = ("stride", "padding", "dilation", "groups")
+        return {name: getattr(layer, name) for name in names}
+    return None
+
+
+def apply(layer: AnyLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The layer's operation with another weight and bias."""
+    geometry = geometry_of(layer, x)
+    return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, **geometry)
+
+
+def _active_norm(norm: AnyNorm) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    count = norm.active_channels() if isinstance(norm, BatchNorm2d) else norm.num_features
+    weight = None if norm.weight is None else norm.weight[:count]
+    bias = None if norm.bias is None else norm.bias[:count]
+    return norm.running_mean[:count], norm.running_var[:count], weight, bias
+
+
+def norm_sign(norm: AnyNorm | None) -> Tensor | None:
+    """``[C]`` of 1 and -1: the sign of the BatchNorm's scale (1 where it is 0); ``None`` where it has none."""
+    if norm is None or norm.weight is None:
+        return None
+    weight = _active_norm(norm)[2]
+    assert weight is not None
+    return torch.where(weight.detach() < 0, -1.0, 1.0)
+
+
+def affine(norm: AnyNorm | None, bias: Tensor | None, channels: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Slope and offset, float64 ``[channels]``, of what follows the accumulator in evaluation.
+
+    With BatchNorm: ``k = gamma / sqrt(var + eps)`` and ``beta + k (bias - mean)``; without: 1 and the bias.
+    """
+    zeros = torch.zeros(channels, dtype=torch.float64, device=like.device)
+    own = zeros if bias is None else bias.double()
+    if norm is None:
+        return zeros + 1, own
+    mean, var, weight, shift = _active_norm(norm)
+    slope = torch.rsqrt(var.double() + norm.eps)
+    if weight is not None:
+        slope = weight.double() * slope
+    return slope, slope * (own - mean.double()) + (zeros if shift is None else shift.double())

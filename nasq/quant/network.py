@@ -1,0 +1,185 @@
+"""Quantized networks: the steps of a traced graph, run on values that carry their grid and mode."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nasq.elastic.base import Condition, Container, elastic_modules, evaluating, share_active
+from nasq.elastic.graph import Graph
+from nasq.elastic.read import read_space
+from nasq.errors import InputError
+from nasq.quant.producers import start
+from nasq.quant.program import Program
+from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from nasq.quant.value import Mode, Recorder, Value
+from nasq.space import Option
+from nasq.targets import Removal, Target
+
+__all__ = ["QuantGraph", "QuantizedNetwork", "Step", "calibrate", "freeze"]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step: which submodule runs on which earlier values (0.. are the inputs, then one value per step)."""
+
+    target: str
+    inputs: tuple[int, ...]
+
+
+class QuantGraph(nn.Module):
+    """A traced module in quantized form.
+
+    It takes over the children of the module it stands for, under their names, so that the names of their parameters
+    survive; what quantization adds lies in ``quantization``.
+
+    Attributes:
+        graph: The traced form, for the cost model.
+    """
+
+    def __init__(self, original: nn.Module, graph: Graph) -> None:
+        super().__init__()
+        if hasattr(original, "quantization"):
+            raise InputError(
+                f"{type(original).__name__} has an attribute 'quantization', the name under which nasq keeps its "
+                "quantizers. Rename it."
+            )
+        for name, parameter in original.named_parameters(recurse=False):
+            self.register_parameter(name, parameter)
+        for name, buffer in original.named_buffers(recurse=False):
+            self.register_buffer(name, buffer)
+        for name, child in original.named_children():
+            self.add_module(name, child)
+        self.quantization = nn.ModuleDict()
+        self.steps: list[Step] = []
+        self.output = 0
+        self.graph = graph
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> QuantGraph:
+        # The traced graph refers to the shared layers of all subnets; a copy has no use for it.
+        memo[id(self.graph)] = Graph([], self.graph.output)
+        made = self.__class__.__new__(self.__class__)
+        memo[id(self)] = made
+        for key, value in self.__dict__.items():
+            made.__dict__[key] = memo[id(self.graph)] if key == "graph" else copy.deepcopy(value, memo)
+        return made
+
+    def forward(self, *inputs: Value) -> Value:
+        """Runs the steps."""
+        values = list(inputs)
+        for step in self.steps:
+            values.append(self.get_submodule(step.target)(*(values[index] for index in step.inputs)))
+        return values[self.output]
+
+
+class QuantizedNetwork(QuantGraph):
+    """A whole quantized network: real tensors in, real tensors out.
+
+    ``forward`` computes in the fake form in training and in the integer form in evaluation; another mode can be passed.
+
+    Attributes:
+        target: Whose arithmetic this is.
+        removed: The options the target does not allow, with the reasons.
+        example_shape: Shape of one input, without the batch.
+    """
+
+    target: Target
+    removed: tuple[Removal, ...]
+    example_shape: tuple[int, ...]
+
+    def run(self, x: Tensor, mode: Mode | None = None, recorder: Recorder | None = None) -> Value:
+        """The output as a :class:`Value`: its integers and their grid in mode ``"integer"``."""
+        mode = mode or ("fake" if self.training else "integer")
+        if mode == "integer":
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+                return super().forward(start(x.float(), mode, recorder))
+        return super().forward(start(x, mode, recorder))
+
+    def forward(self, x: Tensor, mode: Mode | None = None) -> Tensor:  # type: ignore[override]
+        """``[N, ...]`` to the network's real output.
+
+        Args:
+            x: Normalised inputs.
+            mode: ``"float"``, ``"fake"``, ``"integer"``, ``"calibrate"``; by default what training or evaluation use.
+        """
+        return self.run(x, mode).real()
+
+    def integers(self, x: Tensor) -> Tensor:
+        """The final container integers, as uint8: what the exported file computes."""
+        return self.run(x, "integer").data.to(torch.uint8)
+
+
+def freeze(network: nn.Module, example: Tensor | None = None, meta: Mapping[str, object] | None = None) -> Program:
+    """The active (or extracted) subnet as a flat integer program.
+
+    Args:
+        network: A quantized network, its active subnet being the one to freeze.
+        example: One input ``[1, ...]``; only its shape matters.
+        meta: Facts to keep with the program.
+
+    Raises:
+        InputError: The network is not quantized.
+    """
+    if not isinstance(network, QuantizedNetwork):
+        raise InputError(f"{type(network).__name__} is not a quantized network. Pass it through nasq.quant.quantize first.")
+    recorder = Recorder()
+    device = next(network.parameters()).device
+    x = torch.zeros(1, *network.example_shape, device=device) if example is None else example[:1]
+    with evaluating(network):
+        network.run(x, "integer", recorder)
+    return Program(tuple(recorder.ops), network.target.name, network.target.add, dict(meta or {}))
+
+
+def _parts_of(network: nn.Module) -> dict[str, Condition]:
+    """The condition under which each quantizer runs, by its path."""
+    found: dict[str, Condition] = {}
+
+    def walk(module: nn.Module, path: str, condition: Condition) -> None:
+        if isinstance(module, (WeightQuantizer, ActivationQuantizer)):
+            found[path] = condition
+        parts = module.parts() if isinstance(module, Container) else list(module.named_children())
+        for index, (name, part) in enumerate(parts):
+            inner = condition + module.condition(index) if isinstance(module, Container) else condition
+            walk(part, f"{path}.{name}" if path else name, inner)
+
+    walk(network, "", ())
+    return found
+
+
+@torch.no_grad()
+def calibrate(network: QuantizedNetwork, x: Tensor) -> None:
+    """Sets every step size, of every form of every tensor, from one batch ``[N, ...]`` of normalised inputs.
+
+    The network runs in float: once as its largest subnet, then once for each part that no run before has reached, as
+    the largest subnet that reaches it.
+    """
+    conditions = _parts_of(network)
+    quantizers = {path: network.get_submodule(path) for path in conditions}
+    for quantizer in quantizers.values():
+        quantizer.calibrated = False  # type: ignore[assignment]
+    before = {id(module): (module, module.active) for _, module in elastic_modules(network)}
+    active = share_active(network)
+    largest = dict(read_space(network).largest())
+    try:
+        for path, condition in conditions.items():
+            if quantizers[path].calibrated:
+                continue
+            active.clear()
+            active.update(largest)
+            # The last option allowed is the largest that reaches the part.
+            active.update({name: max(allowed, key=_order) for name, allowed in condition})
+            with evaluating(network):
+                network.run(x, "calibrate")
+            assert quantizers[path].calibrated, path
+    finally:
+        for module, mapping in before.values():
+            module.active = mapping
+
+
+def _order(option: Option) -> tuple[bool, float, str]:
+    return isinstance(option, str), 0.0 if isinstance(option, str) else float(option), str(option)

@@ -1,0 +1,120 @@
+"""Packs n-bit integers into a byte stream, ``ceil(bits * n / 8)`` bytes per output channel.
+
+The format: value ``i`` of a channel takes the bits ``i * bits ... (i + 1) * bits - 1`` of that channel's bytes, bit 0
+being the lowest bit of the first byte (little-endian bit order), the value's lowest bit first, in two's complement
+where signed. There is no gap between values; each channel starts at a byte, and what is left of its last byte is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from math import prod
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasq.errors import ArtifactError, InputError
+
+__all__ = ["pack", "packed_size", "unpack", "value_range"]
+
+_BLOCK = 1 << 20  # values unpacked to bits at a time: eight bytes each
+
+
+def value_range(bits: int, signed: bool = True) -> tuple[int, int]:
+    """The smallest and the largest value that ``bits`` bits hold.
+
+    Args:
+        bits: 1..8.
+        signed: Two's complement (``[-2^(bits-1), 2^(bits-1) - 1]``) or ``[0, 2^bits - 1]``.
+
+    Raises:
+        InputError: ``bits`` is not 1..8.
+    """
+    if not 1 <= bits <= 8:
+        raise InputError(f"{bits} bits cannot be packed. Allowed: 1 to 8 bits per value.")
+    return (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if signed else (0, (1 << bits) - 1)
+
+
+def packed_size(shape: Sequence[int], bits: int) -> int:
+    """How many bytes :func:`pack` makes of values of ``shape``: ``shape[0] * ceil(bits * prod(shape[1:]) / 8)``."""
+    value_range(bits)
+    return shape[0] * -(-bits * prod(shape[1:]) // 8)
+
+
+def pack(values: NDArray[np.integer], bits: int, signed: bool = True) -> NDArray[np.uint8]:
+    """Packs integers, channel by channel.
+
+    Args:
+        values: ``[C, ...]``, any integer type; each within :func:`value_range`.
+        bits: Bits per value, 1..8.
+        signed: Whether the values are stored in two's complement.
+
+    Returns:
+        uint8 ``[packed_size(values.shape, bits)]``.
+
+    Raises:
+        InputError: A value does not fit; the message names it, the bits and the channel.
+    """
+    if values.ndim == 0 or not np.issubdtype(values.dtype, np.integer):
+        raise InputError(f"only integer arrays [C, ...] can be packed, not {values.dtype} of shape {values.shape}.")
+    _check_range(values, bits, signed)
+    rows = values.reshape(values.shape[0], prod(values.shape[1:]))
+    parts = []
+    for block in _blocks(*rows.shape):
+        containers = rows[block].astype(np.int16).astype(np.uint8)[..., None]  # two's complement, modulo 256
+        stream = np.unpackbits(containers, axis=2, bitorder="little")[:, :, :bits]
+        parts.append(np.packbits(stream.reshape(len(stream), -1), axis=1, bitorder="little").ravel())
+    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
+
+
+def unpack(
+    data: NDArray[np.uint8], shape: Sequence[int], bits: int, signed: bool = True
+) -> NDArray[np.int8] | NDArray[np.uint8]:
+    """Undoes :func:`pack`.
+
+    Args:
+        data: uint8 ``[packed_size(shape, bits)]``.
+        shape: Of the values, ``[C, ...]``.
+        bits: Bits per value, 1..8.
+        signed: Whether the values were stored in two's complement.
+
+    Returns:
+        int8 (signed) or uint8 (unsigned) of ``shape``.
+
+    Raises:
+        ArtifactError: ``data`` has another size, or a bit behind a channel's last value is not zero.
+    """
+    size, count = packed_size(shape, bits), prod(shape[1:])
+    if data.dtype != np.uint8 or data.shape != (size,):
+        raise ArtifactError(
+            f"{bits}-bit values of shape {tuple(shape)} take {size} bytes (uint8), "
+            f"not {data.dtype} of shape {data.shape}."
+        )
+    values = np.zeros((shape[0], count), np.uint8)
+    rows = data.reshape(shape[0], size // shape[0] if shape[0] else 0)
+    for block in _blocks(*values.shape):
+        stream = np.unpackbits(rows[block], axis=1, bitorder="little")
+        if stream[:, count * bits :].any():
+            raise ArtifactError(f"a bit behind the last of a channel's {count} {bits}-bit values is not zero.")
+        single = stream[:, : count * bits].reshape(len(stream), count, bits)
+        values[block] = np.packbits(single, axis=2, bitorder="little")[:, :, 0]
+    if not signed:
+        return values.reshape(shape)
+    unused = np.uint8(8 - bits)
+    return ((values << unused).view(np.int8) >> unused.view(np.int8)).reshape(shape)  # copies the sign bit upwards
+
+
+def _check_range(values: NDArray[np.integer], bits: int, signed: bool) -> None:
+    low, high = value_range(bits, signed)
+    if values.size == 0 or (low <= int(values.min()) and int(values.max()) <= high):
+        return
+    first = np.argwhere((values < low) | (values > high))[0]
+    raise InputError(
+        f"the value {int(values[tuple(first)])} in channel {int(first[0])} does not fit {bits} "
+        f"{'signed' if signed else 'unsigned'} bits. Allowed: {low} to {high}; use more bits or clip before packing."
+    )
+
+
+def _blocks(channels: int, count: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // max(1, count))
+    return (slice(start, start + step) for start in range(0, channels, step))

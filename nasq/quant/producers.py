@@ -1,0 +1,293 @@
+"""The producers of a quantized network: every operation that makes a new quantized tensor.
+
+A convolution or linear layer with the BatchNorm and activation behind it is one producer; so is each sum, average pool
+and concatenation. Each owns the quantizer of the tensor it makes, which all consumers share. Producers hold the network's
+own layers by reference only: the layers stay registered where the network put them, so their names survive.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasq.errors import InputError
+from nasq.quant import arithmetic, layers, program
+from nasq.quant.calibration import initialise_activation, initialise_weight
+from nasq.quant.forms import ActivationForm, WeightForm
+from nasq.quant.layers import AnyLayer, AnyNorm, Unit
+from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from nasq.quant.value import Grid, Recorder, Value
+
+__all__ = ["Activation", "AddProducer", "AvgPoolProducer", "ConcatProducer", "InputProducer", "LayerProducer", "Producer"]
+
+Activation = Literal["none", "relu", "relu6"]
+
+
+def activate(y: Tensor, activation: Activation) -> Tensor:
+    """The activation on real values."""
+    if activation == "relu":
+        return F.relu(y)
+    return F.relu6(y) if activation == "relu6" else y
+
+
+class Producer(nn.Module):
+    """Makes one quantized tensor.
+
+    Args:
+        path: Where it is in the network.
+        quantizer: Of the tensor it makes.
+        activation: What it applies before quantizing.
+    """
+
+    def __init__(self, path: str, quantizer: ActivationQuantizer | ActivationForm, activation: Activation) -> None:
+        super().__init__()
+        self.path, self.activation = path, activation
+        self.quantizer = quantizer
+
+    def output_grid(self) -> Grid:
+        """The grid of the tensor made, with the activation in its bounds."""
+        grid = cast(ActivationForm, self.quantizer.form()).grid()
+        if self.activation == "none" or isinstance(grid.zero_point, Tensor):
+            return grid
+        # An unsigned grid begins at real 0, which is the ReLU; ReLU6 bounds it from above as well.
+        high = grid.high
+        if self.activation == "relu6":
+            high = min(high, int(grid.zero_point + torch.round(6 / grid.step.detach()).clamp_max(255)))
+        return Grid(grid.step, grid.zero_point, max(grid.low, int(grid.zero_point)), high, grid.bits)
+
+    def finish(self, y: Tensor, value: Value) -> Value:
+        """Real values in, quantized tensor out (every mode but ``"integer"``)."""
+        if value.mode != "fake":
+            y = activate(y, self.activation)
+            if value.mode == "calibrate":
+                initialise_activation(self.quantizer, y)
+            return value.on(y, None)
+        form = cast(ActivationForm, self.quantizer.form())
+        if self.activation == "relu6":
+            y = y.clamp_max(6.0)
+        return value.on(form.fake(y, form.grid()), self.output_grid())
+
+    @staticmethod
+    def record(value: Value, integers: Tensor, grid: Grid, kind: type[program.Op], inputs: tuple[Value, ...], path: str,
+               **fields: Any) -> Value:
+        """A value of the integer pass, written to the recorder if there is one."""
+        made = value.on(integers, grid)
+        recorder = value.recorder
+        if recorder is None:
+            return made
+        spec = recorder.spec(made, grid)
+        recorder.ops.append(kind(tuple(x.name for x in inputs), spec, path, **fields))
+        return Value(integers, value.mode, grid, recorder, spec.name)
+
+
+class InputProducer(Producer):
+    """Quantizes the network's input."""
+
+    def forward(self, value: Value) -> Value:
+        """A real tensor in, its quantized form out."""
+        if value.mode != "integer":
+            return self.finish(value.data, value)
+        grid = self.output_grid()
+        integers = arithmetic.to_integers(value.data, grid.step, grid.zero_point, grid.low, grid.high)
+        return self.record(value, integers, grid, program.Input, (), self.path)
+
+
+class LayerProducer(Producer):
+    """A convolution or linear layer, the BatchNorm behind it and the activation behind that.
+
+    In training BatchNorm uses batch statistics in float. In evaluation it is an affine behind the integer accumulator:
+    it changes the exported scales and integer biases, never a weight's integers and never a learned step size.
+    """
+
+    layer: AnyLayer
+    norm: AnyNorm | None
+
+    def __init__(
+        self, path: str, layer: AnyLayer, norm: AnyNorm | None, activation: Activation,
+        weight_quantizer: WeightQuantizer | WeightForm, quantizer: ActivationQuantizer | ActivationForm,
+    ) -> None:
+        super().__init__(path, quantizer, activation)
+        self.weight_quantizer = weight_quantizer
+        # References, not registered submodules: the layers live where the network put them.
+        object.__setattr__(self, "layer", layer)
+        object.__setattr__(self, "norm", norm)
+
+    def forward(self, x: Value) -> Value:
+        """``[N, in, ...]`` to ``[N, out, ...]``."""
+        if x.mode == "integer":
+            return self._integer(x)
+        if x.mode == "fake":
+            return self.finish(self._fake(x), x)
+        weight = layers.weight_of(self.layer, x.data)
+        if x.mode == "calibrate":
+            full = weight if isinstance(self.layer, Unit) else layers.full_weight(self.layer)
+            initialise_weight(self.weight_quantizer, full)
+        y = layers.apply(self.layer, x.data, weight, layers.bias_of(self.layer))
+        return self.finish(y if self.norm is None else self.norm(y), x)
+
+    def _fake(self, x: Value) -> Tensor:
+        form = cast(WeightForm, self.weight_quantizer.form())
+        weight = form.fake(layers.weight_of(self.layer, x.data), layers.norm_sign(self.norm))
+        bias = layers.bias_of(self.layer)
+        if self.norm is not None and self.norm.training:
+            return cast(Tensor, self.norm(layers.apply(self.layer, x.data, weight, bias)))
+        # Without live statistics the bias is what the file holds: rounded to its grid, straight-through.
+        channels = weight.shape[0]
+        slope, offset = layers.affine(self.norm, bias, channels, x.data)
+        offset = self._rounded(offset, slope, form, channels, x)
+        y = layers.apply(self.layer, x.data, weight, None)
+        shape = (1, -1, *[1] * (y.ndim - 2))
+        if self.norm is None:
+            return y + offset.to(y.dtype).reshape(shape)
+        return y * slope.to(y.dtype).reshape(shape) + offset.to(y.dtype).reshape(shape)
+
+    def _rounded(self, offset: Tensor, slope: Tensor, form: WeightForm, channels: int, x: Value) -> Tensor:
+        assert x.grid is not None
+        grid = self.output_grid()
+        with torch.no_grad():
+            ones = torch.ones(channels, 1, device=offset.device)
+            step = form.step(channels).detach()
+            found = arithmetic.integer_layer(ones, step, form.bits, slope, offset, x.grid.step, grid.step)
+            unit = (x.grid.step * found.scale).double()
+            rounded = found.bias.double() * unit
+        return offset + (rounded - offset).detach()
+
+    def integers(self, x: Value, grid: Grid) -> arithmetic.IntegerLayer:
+        """The integer weights, scales and biases of the active form."""
+        assert x.grid is not None
+        form = cast(WeightForm, self.weight_quantizer.form())
+        weight = layers.weight_of(self.layer, x.data)
+        slope, offset = layers.affine(self.norm, layers.bias_of(self.layer), weight.shape[0], weight)
+        sign = torch.where(slope < 0, -1.0, 1.0).float()
+        integers = form.integers(weight, sign)
+        return arithmetic.integer_layer(
+            integers, form.step(weight.shape[0]), form.bits, slope, offset, x.grid.step, grid.step
+        )
+
+    def _integer(self, x: Value) -> Value:
+        assert x.grid is not None
+        grid = self.output_grid()
+        found = self.integers(x, grid)
+        used = found.shifted
+        wide = arithmetic.is_wide(used, x.grid.low, x.grid.high, int(x.grid.zero_point))
+        kind = torch.float64 if wide else torch.float32
+        accumulator = layers.apply(self.layer, x.centred().to(kind), used.to(kind), None)
+        integers = arithmetic.requantize(
+            accumulator, found, x.grid.step, grid.step, grid.zero_point, grid.low, grid.high
+        )
+        if x.recorder is None:
+            return x.on(integers, grid)
+        return self._record(x, integers, grid, found, wide)
+
+    def _record(self, x: Value, integers: Tensor, grid: Grid, found: arithmetic.IntegerLayer, wide: bool) -> Value:
+        form = cast(WeightForm, self.weight_quantizer.form())
+        if not form.symmetric:
+            raise InputError(
+                f"the layer {self.path!r} has asymmetric weights, which no exported form holds yet. Choose symmetric "
+                "weights (weight_symmetry)."
+            )
+        fields: dict[str, Any] = {
+            "weight": found.weight.cpu().numpy().astype(np.int8),
+            "weight_bits": form.bits,
+            "shift": found.shift.cpu().numpy().astype(np.uint8),
+            "weight_scale": found.scale.cpu().numpy(),
+            "bias": found.bias.cpu().numpy().astype(np.int32),
+            "wide": wide,
+        }
+        geometry = layers.geometry_of(self.layer, x.data)
+        if geometry is None:
+            return self.record(x, integers, grid, program.Linear, (x,), self.path, **fields)
+        pairs = {key: _pair(geometry[key]) for key in ("stride", "padding", "dilation")}
+        return self.record(
+            x, integers, grid, program.Conv, (x,), self.path, **fields, **pairs, groups=int(geometry["groups"])
+        )
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
+
+
+class AddProducer(Producer):
+    """The sum of two quantized tensors, and the activation behind it (rule ``add="both"``)."""
+
+    def forward(self, a: Value, b: Value) -> Value:
+        """Two tensors of one shape in, their quantized sum out."""
+        if a.mode != "integer":
+            return self.finish(a.data + b.data, a)
+        assert a.grid is not None and b.grid is not None
+        grid = self.output_grid()
+        integers = arithmetic.add_integers(
+            a.data, b.data, (a.grid.step, b.grid.step, grid.step),
+            (a.grid.zero_point, b.grid.zero_point, grid.zero_point), grid.low, grid.high,
+        )
+        return self.record(a, integers, grid, program.Add, (a, b), self.path)
+
+
+class AvgPoolProducer(Producer):
+    """Average pooling with an output step of its own (never tied to its input's: simple ratios make exact ties).
+
+    Args:
+        window: ``(kernel, stride)``, or ``None`` for the whole map.
+        squeeze: Whether the map's dimensions of size one are dropped.
+    """
+
+    def __init__(
+        self, path: str, quantizer: ActivationQuantizer | ActivationForm, activation: Activation,
+        window: tuple[tuple[int, int], tuple[int, int]] | None, squeeze: bool,
+    ) -> None:
+        super().__init__(path, quantizer, activation)
+        self.window, self.squeeze = window, squeeze
+
+    def forward(self, x: Value) -> Value:
+        """``[N, C, H, W]`` to ``[N, C, H', W']`` (or ``[N, C]``)."""
+        kernel, stride = self.window or ((x.data.shape[2], x.data.shape[3]), (1, 1))
+        if x.mode != "integer":
+            y = F.avg_pool2d(x.data, kernel, stride)
+            return self.finish(y.flatten(1) if self.squeeze else y, x)
+        assert x.grid is not None
+        grid = self.output_grid()
+        count = kernel[0] * kernel[1]
+        total = F.avg_pool2d(x.centred(), kernel, stride, divisor_override=1)
+        multiplier = x.grid.step / (grid.step * float(count))
+        integers = (total * multiplier).round_().add_(grid.zero_point).clamp_(grid.low, grid.high)
+        made = self.record(
+            x, integers, grid, program.AvgPool, (x,), self.path, kernel=tuple(kernel), stride=tuple(stride)
+        )
+        return flatten(made, self.path) if self.squeeze else made
+
+
+class ConcatProducer(Producer):
+    """Joins tensors on the channel dimension; each is requantized to the grid of the result."""
+
+    def forward(self, *values: Value) -> Value:
+        """Tensors ``[N, C_i, H, W]`` to one ``[N, sum C_i, H, W]``."""
+        if values[0].mode != "integer":
+            return self.finish(torch.cat([value.data for value in values], 1), values[0])
+        grid = self.output_grid()
+        parts = [_onto(value, grid) for value in values]
+        return self.record(values[0], torch.cat(parts, 1), grid, program.Concat, values, self.path)
+
+
+def _onto(value: Value, grid: Grid) -> Tensor:
+    assert value.grid is not None
+    if value.grid.fixed() == grid.fixed():
+        return value.data.clamp(grid.low, grid.high)
+    return arithmetic.to_integers(value.real(), grid.step, grid.zero_point, grid.low, grid.high)
+
+
+def flatten(x: Value, path: str) -> Value:
+    """Joins everything behind the batch dimension; the grid stays."""
+    data = x.data.flatten(1)
+    if x.mode != "integer":
+        return x.on(data, x.grid)
+    assert x.grid is not None
+    return Producer.record(x, data, x.grid, program.Reshape, (x,), path)
+
+
+def start(x: Tensor, mode: Any, recorder: Recorder | None) -> Value:
+    """The network's real input as a value."""
+    return Value(x, mode, None, recorder)

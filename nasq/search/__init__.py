@@ -1,0 +1,60 @@
+"""Searching a space under hard constraints: objectives, constraints, algorithms, studies and what they found."""
+
+from __future__ import annotations
+
+from nasq.search.algorithm import Algorithm, Generational
+from nasq.search.evaluator import Evaluator, ObjectiveEvaluator
+from nasq.search.evolution import NSGA2, RandomSearch
+from nasq.search.explain import Example, Explanation, Survival, explain, infeasible, wilson
+from nasq.search.feasible import Sampling, sample_feasible
+from nasq.search.objectives import (
+    Bound,
+    Constraint,
+    Goal,
+    Measure,
+    Objective,
+    format_number,
+    measures,
+    parse_bound,
+    parse_constraints,
+    parse_number,
+)
+from nasq.search.pareto import hypervolume, knee
+from nasq.search.results import Record, RecordFile, front, pick
+from nasq.search.study import Study, StudyResult, load_results
+
+__all__ = [
+    "NSGA2",
+    "Algorithm",
+    "Bound",
+    "Constraint",
+    "Evaluator",
+    "Example",
+    "Explanation",
+    "Generational",
+    "Goal",
+    "Measure",
+    "Objective",
+    "ObjectiveEvaluator",
+    "RandomSearch",
+    "Record",
+    "RecordFile",
+    "Sampling",
+    "Study",
+    "StudyResult",
+    "Survival",
+    "explain",
+    "format_number",
+    "front",
+    "hypervolume",
+    "infeasible",
+    "knee",
+    "load_results",
+    "measures",
+    "parse_bound",
+    "parse_constraints",
+    "parse_number",
+    "pick",
+    "sample_feasible",
+    "wilson",
+]

@@ -1,0 +1,67 @@
+"""Search spaces as canonical JSON."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from nasq.errors import ArtifactError
+from nasq.space.choice import Choice
+from nasq.space.conditions import Condition
+from nasq.space.subnet import no_constant, unique_keys
+
+if TYPE_CHECKING:
+    from nasq.space.space import SearchSpace
+
+__all__ = ["SCHEMA", "dump", "parse"]
+
+SCHEMA = 1
+
+
+def dump(space: SearchSpace) -> str:
+    """Canonical JSON: equal spaces give equal text."""
+    choices = [
+        {"name": choice.name, "options": list(choice.options), "default": choice.default, "ordered": choice.ordered}
+        for choice in space.choices
+    ]
+    conditions = {
+        name: [
+            [[parent, [o for o in space[parent].options if o in options]] for parent, options in use] for use in uses
+        ]
+        for name, uses in space.conditions.items()
+    }
+    value = {"schema": SCHEMA, "name": space.name, "choices": choices, "conditions": conditions}
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def parse(text: str) -> tuple[list[Choice], dict[str, list[Condition]], str]:
+    """Choices, conditions and name from what :func:`dump` wrote.
+
+    Raises:
+        ArtifactError: The text is corrupt, or of a newer schema.
+    """
+    try:
+        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant)
+        schema = value["schema"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ArtifactError(f"a search space's JSON cannot be read ({error!r}): it is corrupt or truncated.") from error
+    if type(schema) is not int or schema != SCHEMA:
+        raise ArtifactError(
+            f"a search space's JSON has the schema {schema!r}; this nasq reads schema {SCHEMA}. Install the nasq that "
+            "wrote it, or a newer one."
+        )
+    try:
+        return [_choice(item) for item in value["choices"]], _conditions(value["conditions"]), str(value["name"])
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"a search space's JSON is not valid: {error!r}") from error
+
+
+def _choice(item: dict[str, Any]) -> Choice:
+    return Choice(item["name"], item["options"], default=item["default"], ordered=item["ordered"])
+
+
+def _conditions(value: dict[str, Any]) -> dict[str, list[Condition]]:
+    return {
+        name: [tuple((parent, frozenset(options)) for parent, options in use) for use in uses]
+        for name, uses in value.items()
+    }

@@ -1,0 +1,202 @@
+"""The supernet: one network that contains every subnet of its search space."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from nasq.elastic.base import extract, no_choice_left, share_active
+from nasq.elastic.norm import AnyBatchNorm, BatchNorm2d, batch_norms
+from nasq.elastic.read import read_space
+from nasq.errors import ArtifactError, InputError
+from nasq.files import read_json, write_bytes, write_json
+from nasq.space import Option, Subnet
+
+__all__ = ["BNState", "Supernet"]
+
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class BNState:
+    """BatchNorm statistics of one subnet: ``(mean, var)`` of the active channels, by the layer's path."""
+
+    statistics: Mapping[str, tuple[Tensor, Tensor]]
+
+
+class _Activation:
+    """What :meth:`Supernet.activate` returns; as a context manager it restores what was active before."""
+
+    def __init__(self, supernet: Supernet, subnet: Mapping[str, Option], bn: BNState | None) -> None:
+        self.supernet, self.before = supernet, dict(supernet.active)
+        self.saved: list[tuple[Tensor, Tensor]] = []
+        supernet.active.clear()
+        supernet.active.update(subnet)
+        if bn is not None:
+            self._install(bn)
+
+    def _install(self, bn: BNState) -> None:
+        norms = dict(batch_norms(self.supernet.module))
+        for path, statistics in bn.statistics.items():
+            if path not in norms:
+                raise InputError(f"the BatchNorm statistics name {path!r}, which this supernet does not have.")
+            for buffer, value in zip(_buffers(norms[path]), statistics, strict=True):
+                self.saved.append((buffer, buffer.clone()))
+                buffer[: len(value)].copy_(value)
+
+    def __enter__(self) -> Supernet:
+        return self.supernet
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.supernet.active.clear()
+        self.supernet.active.update(self.before)
+        for buffer, value in reversed(self.saved):
+            buffer.copy_(value)
+
+
+def _buffers(norm: AnyBatchNorm) -> tuple[Tensor, Tensor]:
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
+
+
+class Supernet(nn.Module):
+    """Wraps any module that holds choices.
+
+    Args:
+        module: The network. Its elastic layers share one set of active options from here on.
+        name: A name for the space, for reports.
+
+    Attributes:
+        space: The search space, read off the module.
+        active: The active options by choice name; an absent choice has its default. Change it with :meth:`activate`.
+    """
+
+    def __init__(self, module: nn.Module, name: str = "") -> None:
+        super().__init__()
+        self.module = module
+        self.space = read_space(module, name)
+        self.active = share_active(module)
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        """The active subnet's output; ``options`` go to the module (``mode=`` of a quantized network)."""
+        return self.module(*inputs, **options)
+
+    def activate(self, subnet: Mapping[str, Option], bn: BNState | None = None) -> _Activation:
+        """Makes ``subnet`` the active one; in a ``with`` statement, until its end.
+
+        Args:
+            subnet: A member of the space.
+            bn: Its BatchNorm statistics, from :meth:`recalibrate`.
+
+        Raises:
+            InputError: It is not a member; names the choice.
+        """
+        member = subnet if isinstance(subnet, Subnet) else Subnet(subnet)
+        self.space.validate(member)
+        return _Activation(self, member, bn)
+
+    def extract(self, subnet: Mapping[str, Option], bn: BNState | None = None) -> nn.Module:
+        """The subnet as a plain module with its own weights.
+
+        In evaluation mode on a CPU its outputs equal the activated supernet's bit for bit; on CUDA they do with
+        deterministic algorithms and TF32 off.
+        """
+        with self.activate(subnet, bn), torch.no_grad():
+            plain = extract(self.module)
+        no_choice_left(plain)
+        return plain
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a weight changes in place; with a subnet it is the key for cached statistics."""
+        return sum(parameter._version for parameter in self.module.parameters())
+
+    @torch.no_grad()
+    def recalibrate(self, subnet: Mapping[str, Option], batches: Iterable[Tensor], **options: Any) -> BNState:
+        """BatchNorm statistics of ``subnet``: from reset, the average over ``batches``; the supernet is left as it was.
+
+        Args:
+            subnet: A member of the space.
+            batches: Inputs ``[N, ...]``; the more images in all, the less noise in the statistics.
+            options: For the module's forward.
+        """
+        norms = dict(batch_norms(self.module))
+        before = {path: (norm.training, norm.momentum, norm.num_batches_tracked) for path, norm in norms.items()}
+        saved = {path: tuple(buffer.clone() for buffer in _buffers(norm)) for path, norm in norms.items()}
+        training = [module for module in self.module.modules() if module.training]
+        self.module.eval()
+        try:
+            for norm in norms.values():
+                norm.train()
+                norm.momentum = None
+                norm.num_batches_tracked = torch.zeros_like(_tracked(norm))
+            with self.activate(subnet):
+                options = {"mode": "fake", **options} if _quantized(self.module) else options
+                for batch in batches:
+                    self.module(batch, **options)
+                return BNState({path: _taken(norm) for path, norm in norms.items() if int(_tracked(norm)) > 0})
+        finally:
+            for path, norm in norms.items():
+                mode, norm.momentum, norm.num_batches_tracked = before[path]
+                norm.train(mode)
+                for buffer, value in zip(_buffers(norm), saved[path], strict=True):
+                    buffer.copy_(value)
+            for module in training:
+                module.training = True
+
+    def save(self, directory: Path) -> None:
+        """Writes weights (``weights.safetensors``) and the space (``supernet.json``) into ``directory``, atomically each."""
+        tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in self.module.state_dict().items()}
+        unique = {name: tensor.clone() for name, tensor in tensors.items()}
+        write_bytes(directory / "weights.safetensors", save_tensors(unique))
+        description = {"schema": _SCHEMA, "space": self.space.name, "fingerprint": self.space.fingerprint}
+        write_json(directory / "supernet.json", description)
+
+    def load(self, directory: Path) -> None:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: A file is missing, corrupt, or of another space (both fingerprints are named).
+        """
+        found = read_json(directory / "supernet.json")
+        if found.get("schema") != _SCHEMA:
+            raise ArtifactError(
+                f"{directory} has schema {found.get('schema')!r}; this version of nasq reads {_SCHEMA}. Update nasq."
+            )
+        if found["fingerprint"] != self.space.fingerprint:
+            raise ArtifactError(
+                f"the weights in {directory} belong to a space with fingerprint {found['fingerprint']}, this supernet's "
+                f"is {self.space.fingerprint}. Build the supernet with the same space and bits."
+            )
+        path = directory / "weights.safetensors"
+        try:
+            self.module.load_state_dict(load_tensors(path.read_bytes()))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise ArtifactError(f"{path} cannot be read: {str(error).splitlines()[0]}. It is corrupt or truncated.") from error
+
+
+def _quantized(module: nn.Module) -> bool:
+    """Whether the module takes a mode: statistics belong to the form that training uses."""
+    return hasattr(module, "integers")
+
+
+def _tracked(norm: AnyBatchNorm) -> Tensor:
+    assert norm.num_batches_tracked is not None
+    return norm.num_batches_tracked
+
+
+def _taken(norm: AnyBatchNorm) -> tuple[Tensor, Tensor]:
+    count = norm.active_channels() if isinstance(norm, BatchNorm2d) else norm.num_features
+    mean, var = _buffers(norm)
+    return mean[:count].clone(), var[:count].clone()

@@ -1,0 +1,151 @@
+"""What a runtime executes, as data: bits, symmetry, granularity, the rule for sums, and the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nasq.errors import InputError, TargetError, choose_from
+
+__all__ = ["FEATURES", "OPERATORS", "Removal", "Target"]
+
+OPERATORS = ("conv", "linear", "add", "avg_pool", "max_pool", "reshape", "clip", "concat")
+MOST_BITS = 16  # what may be asked for
+CONTAINER_BITS = 8  # what the containers of any target hold
+
+# What each feature's options are called; None stands for a number of bits.
+FEATURES: Mapping[str, tuple[str, ...] | None] = {
+    "weight_bits": None,
+    "activation_bits": None,
+    "weight_granularity": ("tensor", "channel"),
+    "weight_symmetry": ("symmetric", "asymmetric"),
+    "activation_symmetry": ("symmetric", "asymmetric"),
+}
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Removal:
+    """One option that a target does not allow; its text is a sentence for the user.
+
+    Attributes:
+        feature: Such as ``"weight_symmetry"``.
+        option: Such as ``"asymmetric"`` or a number of bits.
+        target: Name of the target that does not allow it.
+        reason: Why, without a full stop.
+    """
+
+    feature: str
+    option: int | str
+    reason: str
+    target: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.target or 'the target'} does not take {_spoken(self.feature, [self.option])}: {self.reason}."
+
+
+@dataclass(frozen=True)
+class Target:
+    """A runtime that executes quantized subnets, read from a data file.
+
+    Attributes:
+        name: Unique; the data file is called ``<name>.toml``.
+        description: One sentence.
+        runtime: What runs the exported file: ``"onnxruntime"`` or ``"reference"`` (nasq's own integers).
+        weight_bits, activation_bits: Allowed bit-widths, ascending.
+        weight_granularity: What may share one weight scale: ``"tensor"``, ``"channel"``.
+        weight_symmetry, activation_symmetry: ``"symmetric"``, ``"asymmetric"`` (a zero-point other than the middle).
+        add: Where a sum is rounded: ``"both"`` inputs are quantized, or ``"one"`` (the shortcut alone).
+        container: Type that holds activations in the file: ``"uint8"``.
+        operators: Operations of :mod:`nasq.quant.program` it executes.
+        session: Options its sessions are opened with.
+        slow: What runs slower than fp32, with the measured figure, by ``feature:option``.
+        refused: Why something is not allowed, by ``feature:option``, or by ``feature`` for all its other options.
+        evidence: How these facts were measured.
+    """
+
+    name: str
+    description: str
+    runtime: str
+    weight_bits: tuple[int, ...]
+    activation_bits: tuple[int, ...]
+    weight_granularity: tuple[str, ...]
+    weight_symmetry: tuple[str, ...]
+    activation_symmetry: tuple[str, ...]
+    add: str
+    container: str
+    operators: tuple[str, ...]
+    session: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict, hash=False)
+    slow: Mapping[str, str] = field(default_factory=dict, hash=False)
+    refused: Mapping[str, str] = field(default_factory=dict, hash=False)
+    evidence: str = ""
+
+    def allow(self, feature: str, options: Iterable[Scalar]) -> tuple[tuple[int | str, ...], list[Removal]]:
+        """Splits ``options`` of a feature into those the target executes and those it does not, with reasons.
+
+        Args:
+            feature: ``weight_bits``, ``activation_bits``, ``weight_granularity``, ``weight_symmetry`` or
+                ``activation_symmetry``.
+            options: Bit-widths or names; repeated ones count once.
+
+        Returns:
+            The kept options in the given order, and one :class:`Removal` for each of the others.
+
+        Raises:
+            InputError: An unknown feature or option, a bit-width outside 1..16, or no option at all.
+            TargetError: Nothing is kept; says what the target allows.
+        """
+        if feature not in FEATURES:
+            raise choose_from("feature of a target", feature, FEATURES)
+        wanted = _wanted(feature, options)
+        allowed: tuple[int | str, ...] = getattr(self, feature)
+        kept = tuple(option for option in wanted if option in allowed)
+        removed = [
+            Removal(feature, option, self._reason(feature, option), self.name)
+            for option in wanted
+            if option not in allowed
+        ]
+        if not kept:
+            reasons = "; ".join(dict.fromkeys(removal.reason for removal in removed))
+            raise TargetError(
+                f"the target {self.name!r} cannot run {_spoken(feature, wanted)}: {reasons}. "
+                f"Allowed {feature}: {', '.join(map(str, allowed))}."
+            )
+        return kept, removed
+
+    def _reason(self, feature: str, option: int | str) -> str:
+        fallback = f"the target lists only {', '.join(map(str, getattr(self, feature)))}"
+        return self.refused.get(f"{feature}:{option}") or self.refused.get(feature) or fallback
+
+
+def _wanted(feature: str, options: Iterable[Scalar]) -> list[int | str]:
+    known = FEATURES[feature]
+    if isinstance(options, str) or not isinstance(options, Iterable):
+        raise InputError(f"the options of {feature} are {options!r}. Give several in a tuple: ({options!r},).")
+    wanted = list(dict.fromkeys(_bits(feature, o) if known is None else _named(feature, o, known) for o in options))
+    if not wanted:
+        raise InputError(f"{feature} was given no options. Give at least one.")
+    return wanted
+
+
+def _bits(feature: str, option: object) -> int:
+    if isinstance(option, bool) or not hasattr(option, "__index__") or not 1 <= option.__index__() <= MOST_BITS:
+        raise InputError(f"{feature} is {option!r}. Allowed: whole numbers from 1 to {MOST_BITS}.")
+    return int(option.__index__())
+
+
+def _named(feature: str, option: object, known: tuple[str, ...]) -> str:
+    if not isinstance(option, str) or option not in known:
+        raise choose_from(feature.replace("_", " "), str(option), known)
+    return option
+
+
+def _spoken(feature: str, options: list[int | str]) -> str:
+    """A feature's options as words: ``asymmetric weights``, ``1-bit and 9-bit activations``."""
+    subject, _, aspect = feature.partition("_")
+    if aspect == "bits":
+        return f"{' and '.join(f'{option}-bit' for option in options)} {subject}s"
+    if aspect == "granularity":
+        return f"{subject} scales per {' and per '.join(map(str, options))}"
+    return f"{' and '.join(map(str, options))} {subject}s"

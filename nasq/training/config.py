@@ -1,0 +1,149 @@
+"""How a supernet is trained: one frozen, validated record."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from nasq.errors import InputError, choose_from
+
+__all__ = ["TrainConfig"]
+
+Automatic = Literal["auto"] | bool
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The settings of :class:`nasq.training.Trainer`.
+
+    Raises:
+        InputError: A value outside its range; the message names the field, the value and what is allowed.
+    """
+
+    epochs: int = 20
+    """Passes over the training split."""
+    batch_size: int = 64
+    """Images per step. A last batch that is smaller is left out, unless it is the only one."""
+    optimizer: Literal["sgd", "adam", "adamw"] = "sgd"
+    """``sgd`` with ``momentum``, or Adam (``adam``: weight decay in the gradient; ``adamw``: decoupled)."""
+    lr: float = 0.05
+    """Highest learning rate, reached when the warm-up ends."""
+    momentum: float = 0.9
+    """SGD's momentum, or Adam's beta 1; 0 to below 1."""
+    weight_decay: float = 1e-4
+    """Of parameters with two axes and more; norms, biases and step sizes never decay."""
+    scheduler: Literal["cosine", "constant"] = "cosine"
+    """What the learning rate does after the warm-up, step by step: falls to 0 along a cosine, or stays."""
+    warmup_epochs: float = 1.0
+    """Epochs (parts allowed) over which the learning rate rises linearly from near 0."""
+    clip_norm: float | None = 5.0
+    """Largest norm of a step's whole gradient; ``None`` for no limit."""
+    label_smoothing: float = 0.0
+    """Share of the label that is spread over all classes, 0 to below 1."""
+    sampler: Literal["uniform", "sandwich"] = "sandwich"
+    """Which subnets a step trains: ``paths`` random ones, or the largest, ``paths`` random ones and the smallest."""
+    paths: int = 1
+    """Number of random subnets per step; their gradients are summed."""
+    distill: float = 0.5
+    """Weight of the largest subnet's soft labels in the other subnets' loss, 0 to 1; needs ``sandwich``."""
+    temperature: float = 1.0
+    """Softmax temperature of the distillation."""
+    bf16: Automatic = "auto"
+    """Forward passes in bf16 autocast; ``"auto"``: where :func:`nasq.training.precision.fast_bf16` finds it fast."""
+    channels_last: Automatic = "auto"
+    """Feed batches in channels_last memory order; ``"auto"``: on x86 CPUs and on CUDA devices with fast bf16."""
+    seed: int = 0
+    """Decides paths, order of the data, augmentation and dropout; each has a stream of its own."""
+    threads: int | None = None
+    """torch's CPU threads while training; ``None`` leaves them. Another number may change the last bits."""
+    checkpoint_every: int = 1
+    """Epochs between checkpoints; the last epoch always gets one."""
+
+    def __post_init__(self) -> None:
+        for name, allowed, holds in _RULES:
+            value = getattr(self, name)
+            if not holds(value):
+                raise InputError(f"training {name} is {value!r}; allowed: {allowed}")
+        if self.warmup_epochs > self.epochs:
+            raise InputError(
+                f"training warmup_epochs is {self.warmup_epochs!r}; allowed: 0 to the number of epochs, {self.epochs}"
+            )
+        if self.sampler == "uniform" and self.distill > 0:
+            raise InputError(
+                f"training distill is {self.distill!r}; allowed: 0 with sampler 'uniform', which has no teacher. "
+                "Set distill to 0, or sampler to 'sandwich'"
+            )
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """Makes a config of a mapping; what is absent has its default.
+
+        Raises:
+            InputError: An unknown key (the nearest one is suggested) or a value outside its range.
+        """
+        names = [field.name for field in fields(cls)]
+        for key in values:
+            if key not in names:
+                raise choose_from("training setting", str(key), names)
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain types, ready for JSON."""
+        return asdict(self)
+
+
+Rule = tuple[str, str, Callable[[Any], bool]]
+
+
+def _integer(name: str, lowest: int, highest: int | None = None) -> Rule:
+    limit = f" to {highest}" if highest is not None else " or more"
+
+    def holds(value: Any) -> bool:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and value >= lowest and (highest is None or value <= highest)
+
+    return name, f"an integer, {lowest}{limit}", holds
+
+
+def _number(name: str, allowed: str, holds: Callable[[float], bool]) -> Rule:
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and holds(value)
+
+    return name, allowed, is_number
+
+
+def _one_of(name: str, *allowed: str | bool) -> Rule:
+    def holds(value: Any) -> bool:
+        return any(type(value) is type(option) and value == option for option in allowed)  # 1 equals True
+
+    return name, ", ".join(map(repr, allowed)), holds
+
+
+def _optional(rule: Rule) -> Rule:
+    name, allowed, holds = rule
+    return name, f"{allowed}, or nothing (null)", lambda value: value is None or holds(value)
+
+
+_RULES: tuple[Rule, ...] = (
+    _integer("epochs", 1),
+    _integer("batch_size", 1),
+    _one_of("optimizer", "sgd", "adam", "adamw"),
+    _number("lr", "a number above 0", lambda value: value > 0),
+    _number("momentum", "a number from 0 to below 1", lambda value: 0 <= value < 1),
+    _number("weight_decay", "a number, 0 or more", lambda value: value >= 0),
+    _one_of("scheduler", "cosine", "constant"),
+    _number("warmup_epochs", "a number, 0 or more", lambda value: value >= 0),
+    _optional(_number("clip_norm", "a number above 0", lambda value: value > 0)),
+    _number("label_smoothing", "a number from 0 to below 1", lambda value: 0 <= value < 1),
+    _one_of("sampler", "uniform", "sandwich"),
+    _integer("paths", 1),
+    _number("distill", "a number from 0 to 1", lambda value: 0 <= value <= 1),
+    _number("temperature", "a number above 0", lambda value: value > 0),
+    _one_of("bf16", "auto", True, False),
+    _one_of("channels_last", "auto", True, False),
+    _integer("seed", 0, 2**63 - 1),
+    _optional(_integer("threads", 1)),
+    _integer("checkpoint_every", 1),
+)

@@ -1,0 +1,300 @@
+"""The training loop: one process, one device, resumable to the last bit on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet, UniformSampler
+from nasq.errors import TrainingError
+from nasq.training import checkpoint
+from nasq.training.config import TrainConfig
+from nasq.training.losses import PathLoss, teachers
+from nasq.training.optim import build_optimizer, build_scheduler
+from nasq.training.paths import Path, PathSampler, Sandwich, Uniform
+from nasq.training.precision import fast_bf16, fast_channels_last
+from nasq.training.state import TrainerState
+from nasq.training.streams import stream
+
+if TYPE_CHECKING:
+    from nasq.supernet import Supernet
+
+__all__ = ["Trainer"]
+
+Event = dict[str, Any]
+
+
+class Trainer:
+    """Trains a supernet on a data set that lives on the device, several subnets per step.
+
+    A step draws subnets from the path sampler, runs each on the same augmented batch, sums their gradients, clips the
+    sum and moves the weights once. After each epoch a checkpoint holds everything that the next one depends on:
+    a training that is killed and run again on the same machine and thread count gives the same bits on a CPU.
+
+    Args:
+        supernet: What to train; moved to ``device``. Only its weights change.
+        data: Only its training split is read.
+        config: How.
+        directory: Where checkpoints go, as ``directory/checkpoint.*``; one that is there is continued. ``None``: no
+            checkpoints.
+        mode: Passed to the supernet's forward where it is not ``None``: ``"float"`` switches quantization off.
+        device: Where to train.
+        on_event: Called with ``{"event": "start", ...}`` and, after each epoch, ``{"event": "epoch", ...}``.
+        on_step: Called with ``(steps done, steps)`` of an epoch, for a progress bar.
+        augment: Random changes of the images; ``None`` takes the usual ones of ``data.name``.
+        path_sampler: Proposes the subnets; ``None`` takes what ``config`` says.
+        data_sampler: Proposes the samples; ``None`` takes each once per epoch.
+        loss: ``loss(logits, labels, teacher logits or None, weights or None)`` -> 0-d; ``None`` takes
+            :class:`~nasq.training.losses.PathLoss` of ``config``.
+
+    Attributes:
+        epoch: Epochs done.
+        history: The ``"epoch"`` event of every epoch done, those before a resume included.
+    """
+
+    def __init__(
+        self,
+        supernet: Supernet,
+        data: DataSet,
+        config: TrainConfig,
+        directory: pathlib.Path | None = None,
+        mode: str | None = None,
+        device: torch.device | str = "cpu",
+        on_event: Callable[[Event], None] | None = None,
+        *,
+        on_step: Callable[[int, int], None] | None = None,
+        augment: AugmentPolicy | None = None,
+        path_sampler: PathSampler | None = None,
+        data_sampler: DataSampler | None = None,
+        loss: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor] | None = None,
+    ) -> None:
+        self.device = torch.device(device)
+        self.supernet = supernet.to(self.device)
+        self.config = config
+        self.data = data
+        self.mode = mode
+        self.on_event = on_event
+        self.on_step = on_step
+        self.prefix = None if directory is None else directory / "checkpoint"
+        self.split = data.train.to(self.device)
+        policy = AugmentPolicy.for_data(data.name) if augment is None else augment
+        self.augment = Augment(policy, stream(config.seed, "augmentation"))
+        self.path_sampler = path_sampler or _path_sampler(supernet, config)
+        self.data_sampler = data_sampler or UniformSampler(len(self.split), stream(config.seed, "data"))
+        self.loss = loss or PathLoss(config.distill, config.temperature, config.label_smoothing)
+        self.bf16 = fast_bf16(self.device) if config.bf16 == "auto" else config.bf16
+        self.channels_last = (
+            fast_channels_last(self.device) if config.channels_last == "auto" else config.channels_last
+        )
+        self.optimizer = build_optimizer(supernet, config)
+        self.scheduler = build_scheduler(self.optimizer, config, self.steps_per_epoch)
+        self.epoch = 0
+        self.history: list[Event] = []
+        self._state = TrainerState(self)
+        self._started = False
+
+    @property
+    def batch_size(self) -> int:
+        """Images per step: the config's, or the whole split where that is smaller."""
+        return min(self.config.batch_size, len(self.split))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full batches in an epoch."""
+        return len(self.split) // self.batch_size
+
+    def run(self, until: int | None = None) -> list[Event]:
+        """Trains the epochs that remain, after loading the checkpoint that is in ``directory``, if any.
+
+        Args:
+            until: Stop when this many epochs are done; ``None`` for all. The schedule is that of all epochs anyway.
+
+        Returns:
+            ``history``.
+
+        Raises:
+            TrainingError: A loss or a gradient is NaN or infinite; the checkpoint of the last epoch is kept.
+            InputError: The checkpoint is that of another data set, config, space or network.
+            ArtifactError: The checkpoint is corrupt.
+        """
+        if not self._started and self.prefix is not None and checkpoint.exists(self.prefix):
+            self._state.restore(*checkpoint.load(self.prefix))
+        self._started = True
+        last = self.config.epochs if until is None else min(until, self.config.epochs)
+        was_training = self.supernet.training
+        self._tell(self._start_event())
+        try:
+            with _threads(self.config.threads), self._state.layer_stream():
+                while self.epoch < last:
+                    self._one_epoch()
+        except BaseException:
+            self._started = False  # the epoch is broken off: another run() goes on from the checkpoint
+            raise
+        finally:
+            self.supernet.train(was_training)
+        return self.history
+
+    def _one_epoch(self) -> None:
+        event = self._train_epoch()
+        self.epoch += 1
+        self.history.append(event)
+        if self.prefix is not None and (
+            self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs
+        ):
+            checkpoint.save(self.prefix, *self._state.capture())
+        self._tell(event)
+
+    def _start_event(self) -> Event:
+        return {
+            "event": "start",
+            "epoch": self.epoch,
+            "epochs": self.config.epochs,
+            "steps_per_epoch": self.steps_per_epoch,
+            "parameters": sum(p.numel() for p in self.supernet.parameters()),
+            "device": str(self.device),
+            "bf16": self.bf16,
+            "channels_last": self.channels_last,
+            "threads": self.config.threads or torch.get_num_threads(),
+        }
+
+    def _train_epoch(self) -> Event:
+        self.supernet.train()
+        self.path_sampler.on_epoch(self.epoch)
+        indices = self.data_sampler.indices(self.epoch)
+        steps = len(indices) // self.batch_size
+        totals = _Totals(self.device)
+        began = time.perf_counter()
+        for step in range(steps):
+            at = indices[step * self.batch_size : (step + 1) * self.batch_size]
+            self._step(at, step, totals)
+            if self.on_step is not None:
+                self.on_step(step + 1, steps)
+        summary = totals.summary(steps)  # waits for the device, so the time below is the whole time
+        seconds = time.perf_counter() - began
+        return {
+            "event": "epoch",
+            "epoch": self.epoch + 1,
+            "epochs": self.config.epochs,
+            **summary,
+            "seconds": round(seconds, 3),
+            "images_per_second": round(steps * self.batch_size / seconds, 1),
+        }
+
+    def _step(self, indices: Tensor, step: int, totals: _Totals) -> None:
+        images, labels, weights = self._batch(indices)
+        paths = self.path_sampler.step()
+        taught_by = teachers(paths)
+        outputs: list[Tensor] = []
+        losses: list[Tensor] = []
+        self.optimizer.zero_grad(set_to_none=True)
+        for path, teacher in zip(paths, taught_by, strict=True):
+            with self.supernet.activate(path.subnet):
+                logits = self._forward(images)
+                loss = self.loss(logits, labels, None if teacher is None else outputs[teacher], weights)
+                loss.backward()  # type: ignore[no-untyped-call]
+            outputs.append(logits.detach())
+            losses.append(loss.detach())
+            totals.add(path.role, losses[-1], outputs[-1], labels)
+            self.path_sampler.observe(path, losses[-1], self.supernet)
+            self.data_sampler.observe(indices, outputs[-1], labels)
+        self._move(paths, losses, step, totals)
+
+    def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        on_device = indices.to(self.device)
+        images = self.data.normalise(self.augment(self.split.images[on_device]))
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        weights = self.data_sampler.weights(indices)
+        return images, self.split.labels[on_device], None if weights is None else weights.to(self.device)
+
+    def _forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.supernet(images) if self.mode is None else self.supernet(images, mode=self.mode)
+        assert isinstance(logits, Tensor)
+        return logits.float()  # losses are computed in fp32 whatever the layers used
+
+    def _move(self, paths: list[Path], losses: list[Tensor], step: int, totals: _Totals) -> None:
+        used = [parameter for parameter in self.supernet.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in used if parameter.grad is not None])
+        # One transfer per step, before the weights move: what is on disk and in memory stays the last good state.
+        values = torch.stack([*losses, norm.to(losses[0])]).tolist()
+        if not all(math.isfinite(value) for value in values):
+            raise self._not_finite(paths, values[:-1], step)
+        if self.config.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(used, self.config.clip_norm, norm)
+        totals.norm += values[-1]
+        totals.lr = float(self.scheduler.get_last_lr()[0])
+        self.optimizer.step()
+        self.scheduler.step()
+
+    def _not_finite(self, paths: list[Path], losses: list[float], step: int) -> TrainingError:
+        named = [(path, loss) for path, loss in zip(paths, losses, strict=True) if not math.isfinite(loss)]
+        if named:
+            path, loss = named[0]
+            what = f"the loss of subnet {path.subnet.id} ({path.role}) is {loss}"
+        else:
+            what = "a gradient is not finite after the subnets " + ", ".join(
+                f"{path.subnet.id} ({path.role})" for path in paths
+            )
+        kept = f"The checkpoint of the last epoch in {self.prefix.parent} is kept. " if self.prefix is not None else ""
+        return TrainingError(
+            f"{what} in epoch {self.epoch + 1}, step {step + 1} of {self.steps_per_epoch}; the weights were not moved. "
+            f"{kept}Train anew with a lower lr (now {self.config.lr}), a lower clip_norm (now {self.config.clip_norm}) "
+            f"or a longer warm-up (now {self.config.warmup_epochs} epochs)"
+        )
+
+    def _tell(self, event: Event) -> None:
+        if self.on_event is not None:
+            self.on_event(event)
+
+
+class _Totals:
+    """Sums over an epoch, kept on the device: per role ``[loss, share of right answers, paths]``."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.roles: dict[str, Tensor] = {}
+        self.norm = 0.0
+        self.lr = 0.0
+
+    def add(self, role: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        if role not in self.roles:
+            self.roles[role] = torch.zeros(3, dtype=torch.float64, device=self.device)
+        right = (logits.argmax(1) == labels).double().mean()
+        self.roles[role] += torch.stack([loss.double(), right, torch.ones_like(right)])
+
+    def summary(self, steps: int) -> Event:
+        sums = {role: values.tolist() for role, values in self.roles.items()}
+        paths = sum(values[2] for values in sums.values())
+        return {
+            "loss": sum(values[0] for values in sums.values()) / paths,
+            "losses": {role: values[0] / values[2] for role, values in sums.items()},
+            "accuracy": {role: values[1] / values[2] for role, values in sums.items()},
+            "gradient_norm": self.norm / steps,
+            "lr": self.lr,
+        }
+
+
+def _path_sampler(supernet: Supernet, config: TrainConfig) -> PathSampler:
+    generator = stream(config.seed, "paths")
+    if config.sampler == "sandwich":
+        return Sandwich(supernet.space, generator, config.paths)
+    return Uniform(supernet.space, generator, config.paths)
+
+
+@contextlib.contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    try:
+        if count is not None:
+            torch.set_num_threads(count)
+        yield
+    finally:
+        torch.set_num_threads(before)

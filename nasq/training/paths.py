@@ -1,0 +1,134 @@
+"""Which subnets a training step visits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from nasq.errors import InputError
+
+if TYPE_CHECKING:
+    from nasq.space import SearchSpace, Subnet
+
+__all__ = ["LARGEST", "RANDOM", "SMALLEST", "Path", "PathSampler", "Sandwich", "Uniform"]
+
+LARGEST = "largest"
+RANDOM = "random"
+SMALLEST = "smallest"
+
+
+class Path(NamedTuple):
+    """One subnet of a training step, and why it is there."""
+
+    subnet: Subnet
+    role: str
+
+
+@runtime_checkable
+class PathSampler(Protocol):
+    """Proposes the subnets of a step and learns from their gradients.
+
+    A training loop calls :meth:`step` once per step, trains the paths in the order given, and calls :meth:`observe`
+    after each one's backward pass. The state holds everything that the next call depends on, generator included.
+    """
+
+    def step(self) -> list[Path]:
+        """The subnets of the next step, at least one, in the order in which they are trained."""
+        ...
+
+    def observe(self, path: Path, loss: Tensor, supernet: nn.Module) -> None:
+        """Feedback, right after the backward pass of ``path`` and before any clipping.
+
+        Args:
+            path: What was trained.
+            loss: Its loss: 0-d, detached, on the training device.
+            supernet: Its parameters' ``.grad`` hold the sum over this step's paths so far; ``None`` for parameters
+                that none of them used.
+        """
+        ...
+
+    def on_epoch(self, epoch: int) -> None:
+        """An epoch begins; counted from 0."""
+        ...
+
+    def on_phase(self, name: str) -> None:
+        """A phase begins: a part of the training with rules of its own, as in progressive shrinking."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state as a nested dict of plain types and tensors."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores what :meth:`state_dict` gave."""
+        ...
+
+
+class Uniform:
+    """Subnets drawn by ``space.sample``, each step afresh (single-path one-shot; Guo et al., 2020).
+
+    Args:
+        space: Where to draw.
+        generator: The stream to draw from; its state is part of the sampler's.
+        paths: Subnets per step.
+
+    Raises:
+        InputError: ``paths`` is below 1.
+    """
+
+    def __init__(self, space: SearchSpace, generator: torch.Generator, paths: int = 1) -> None:
+        if paths < 1:
+            raise InputError(f"paths is {paths}; allowed: 1 or more subnets per step")
+        self.space = space
+        self.generator = generator
+        self.paths = paths
+
+    def step(self) -> list[Path]:
+        """``paths`` random subnets."""
+        return [Path(self.space.sample(self.generator), RANDOM) for _ in range(self.paths)]
+
+    def observe(self, path: Path, loss: Tensor, supernet: nn.Module) -> None:
+        """Learns nothing."""
+
+    def on_epoch(self, epoch: int) -> None:
+        """Changes nothing."""
+
+    def on_phase(self, name: str) -> None:
+        """Changes nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state of the generator."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restores :meth:`state_dict`."""
+        self.generator.set_state(state["generator"])
+
+
+class Sandwich(Uniform):
+    """The sandwich rule: the largest subnet first, then random ones, the smallest last (Yu & Huang, 2019).
+
+    The largest comes first because its outputs teach the others (in-place distillation).
+
+    Args:
+        space: Where to draw.
+        generator: The stream to draw from; its state is part of the sampler's.
+        random: Random subnets between the two, 0 or more.
+
+    Raises:
+        InputError: ``random`` is negative.
+    """
+
+    def __init__(self, space: SearchSpace, generator: torch.Generator, random: int = 1) -> None:
+        if random < 0:
+            raise InputError(f"random is {random}; allowed: 0 or more random subnets between largest and smallest")
+        super().__init__(space, generator)
+        self.paths = random
+        self.ends = Path(space.largest(), LARGEST), Path(space.smallest(), SMALLEST)
+
+    def step(self) -> list[Path]:
+        """Largest, random ones, smallest."""
+        return [self.ends[0], *super().step(), self.ends[1]]

@@ -1,0 +1,1 @@
+"""The built-in zero-cost proxies, one file per proxy."""

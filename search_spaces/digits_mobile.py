@@ -1,8 +1,8 @@
 """``digits_mobile``: an inverted-residual network for 8x8 digits.
 
 Source: the blocks of MobileNetV2 (Sandler et al. 2018) with the elastic dimensions of Once-for-All (Cai et al. 2020),
-scaled to scikit-learn's digits. Size: 12 million architectures; with 2..8 bits for every layer and tensor more than 10^50
-subnets. Default data: ``digits``.
+scaled to scikit-learn's digits. Size: 6,858,432 architectures; with 2..8 bits for every layer and tensor 1.4e44 subnets.
+Default data: ``digits``.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nasq import Choice, elastic
+from nasq.plugins import search_space
 from nasq.space import Expression
 
 __all__ = ["DigitsMobile", "digits_mobile"]
@@ -83,6 +84,11 @@ class DigitsMobile(nn.Module):
         return self.head(self.pool(x).flatten(1))  # type: ignore[no-any-return]
 
 
+@search_space(
+    source="blocks of MobileNetV2 (Sandler et al. 2018), elastic as in Once-for-All (Cai et al. 2020)",
+    data="digits",
+    input_shape=(1, 8, 8),
+)
 def digits_mobile(num_classes: int = 10, in_channels: int = 1) -> DigitsMobile:
     """The space's network; see the module's docstring."""
     return DigitsMobile(num_classes, in_channels)

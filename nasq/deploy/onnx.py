@@ -7,8 +7,9 @@ clips stand on the integers themselves. These forms were measured to be exact an
 * Average pooling over the whole map is a ``GlobalAveragePool``. Over smaller windows it is a depthwise convolution with
   weights 1 and weight scale ``fp32(1 / count)``, because the runtime's windowed kernel adds floats.
 * A linear layer is a ``Gemm``; it becomes an integer kernel only if its weights carry an explicit zero-point.
-* Weights of at most 4 bits are stored as ``INT4`` and cast to ``int8`` by nodes that the runtime folds away when it
-  loads the file: half the bytes, the same kernels (``INT4`` read by ``DequantizeLinear`` itself would stay in float).
+* Weights of fewer than 8 bits are stored as a dense stream of bits, which a few integer nodes spread out to ``int8``.
+  The runtime folds these nodes away when it loads the file: fewer bytes, the same kernels. (ONNX's ``INT4`` read by
+  ``DequantizeLinear`` stays in float, and onnxruntime 1.22 has no ``Cast`` for it.)
 * The scale of a bias is the product of two scales that the file holds anyway, folded in the same way.
 
 Names are short (a file of a small network is mostly names otherwise): operation ``k`` makes ``q<k>``; the node that
@@ -32,13 +33,10 @@ from nasq.version import __version__
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["INTEGERS", "OPSET", "OPSET_INT4", "OUTPUT", "export", "export_float"]
+__all__ = ["INTEGERS", "OPSET", "OUTPUT", "export", "export_float"]
 
 OPSET = 13
-"""The lowest operator set that holds per-channel DequantizeLinear and all others."""
-
-OPSET_INT4 = 21
-"""The lowest operator set with ``INT4``; used only by files that hold such weights."""
+"""The lowest operator set that holds per-channel DequantizeLinear and all others; its IR version is 7."""
 
 OUTPUT = "output"
 """Name of the dequantized fp32 output."""
@@ -46,8 +44,8 @@ OUTPUT = "output"
 INTEGERS = "integers"
 """Name of the ``uint8`` output; :data:`OUTPUT` is ``(integers - zero_point) * scale``."""
 
-_IR_VERSIONS = {OPSET: 7, OPSET_INT4: 10}
-_CAST_BYTES = 120  # what the nodes that unpack one weight cost in the file, about
+_IR_VERSION = 7
+_UNPACKING = (200, 75)  # bytes of the nodes that unpack one weight, and of those that shift it, about
 _SCHEMA = "1"
 
 
@@ -60,8 +58,8 @@ def export(program: Program, batch: int | None = None, packed: bool = True) -> b
     Args:
         program: What to write; its sums must follow the rule ``"both"``.
         batch: A fixed batch size, or ``None`` for any.
-        packed: Whether weights of at most 4 bits are stored as ``INT4`` where that makes the file smaller; it raises
-            the operator set from 13 to 21.
+        packed: Whether weights of fewer than 8 bits are stored as a dense stream of bits, where that makes the file
+            smaller.
 
     Raises:
         TargetError: An operation or a rule for sums that this file format cannot hold; names the layer.
@@ -74,11 +72,10 @@ def export(program: Program, batch: int | None = None, packed: bool = True) -> b
     for op in program.ops:
         graph.layer(op)
     graph.finish()
-    opset = OPSET_INT4 if graph.int4 else OPSET
     model = onnx.helper.make_model(
         graph.proto(batch if batch is not None else "batch"),
-        opset_imports=[onnx.helper.make_opsetid("", opset)],
-        ir_version=_IR_VERSIONS[opset],
+        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
+        ir_version=_IR_VERSION,
         producer_name="nasq",
         producer_version=__version__,
     )
@@ -98,7 +95,6 @@ class _Graph:
         self.packed = packed
         self.nodes: list[Any] = []
         self.initializers: dict[str, NDArray[Any]] = {}
-        self.int4: dict[str, NDArray[np.int8]] = {}
         self.scales: dict[bytes, str] = {}
         self.tensors: dict[str, Tensor] = {}
         self.names: dict[str, str] = {}
@@ -206,17 +202,30 @@ class _Graph:
         wide = op.weight.astype(np.int64) << op.shift.astype(np.int64).reshape(shape)
         if wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
             raise TargetError(f"layer {op.path!r}: weight << shift leaves int8; lower the shift of that channel.")
-        fits = op.weight.min(initial=0) >= -8 and op.weight.max(initial=0) <= 7
-        if not (self.packed and fits and op.weight.size // 2 > op.shift.size + _CAST_BYTES):
+        bits = _stream_bits(op.weight)
+        cost = op.weight.size * bits // 8 + _UNPACKING[0] + (op.shift.size + _UNPACKING[1] if op.shift.any() else 0)
+        if not self.packed or bits == 8 or cost >= op.weight.size:
             return self.constant(f"w{index}", wide.astype(np.int8))
-        types = self.onnx.TensorProto
-        self.int4[f"i{index}"] = op.weight
-        if not op.shift.any():
-            return self.node("Cast", [f"i{index}"], f"w{index}", to=types.INT8)
-        factor = self.constant(f"j{index}", (1 << op.shift.astype(np.int64)).astype(np.uint8).reshape(shape))
-        # In fp32, where the product of integers this small is exact: onnxruntime has no Mul on int8.
-        parts = [self.node("Cast", [name], f"{name}f", to=types.FLOAT) for name in (f"i{index}", factor)]
-        return self.node("Cast", [self.node("Mul", parts, f"m{index}")], f"w{index}", to=types.INT8)
+        spread = self.spread(op.weight, bits, index)
+        if op.shift.any():
+            factor = self.constant(f"j{index}", (1 << op.shift.astype(np.int64)).astype(np.uint8).reshape(shape))
+            factor = self.node("Cast", [factor], f"k{index}", to=self.onnx.TensorProto.INT32)
+            spread = self.node("Mul", [spread, factor], f"m{index}")
+        return self.node("Cast", [spread], f"w{index}", to=self.onnx.TensorProto.INT8)
+
+    def spread(self, weight: NDArray[np.int8], bits: int, index: int) -> str:
+        """Nodes that turn a stream of ``bits``-bit two's complements, lowest bit first, into int32 ``weight.shape``."""
+        planes = (weight.reshape(-1, 1).view(np.uint8) >> np.arange(bits, dtype=np.uint8)) & 1
+        stream = self.constant(f"i{index}", np.packbits(planes, bitorder="little").reshape(-1, 1))
+        value = 1 << np.arange(bits)
+        value[-1] *= -1
+        single = self.node(
+            "BitShift", [stream, self.constant("e", np.arange(8, dtype=np.uint8))], f"e{index}", direction="RIGHT"
+        )
+        single = self.node("Mod", [single, self.byte(2)], f"f{index}")
+        shape = self.constant(f"h{index}", np.array((*weight.shape, bits), np.int64))
+        parts = [self.node("Reshape", [single, shape], f"g{index}"), self.constant(f"c{bits}", value.astype(np.int8))]
+        return self.node("MatMulInteger", parts, f"l{index}")
 
     def bias(self, op: Linear, index: int) -> str:
         parts = [self.scale(self.tensors[op.inputs[0]].scale), f"v{index}"]
@@ -265,10 +274,14 @@ class _Graph:
             helper.make_tensor_value_info(INTEGERS, types.UINT8, [batch, *last]),
         ]
         constants = [self.onnx.numpy_helper.from_array(value, name) for name, value in self.initializers.items()]
-        for name, value in self.int4.items():
-            constants.append(helper.make_tensor(name, types.INT4, value.shape, value.astype(np.int64).ravel().tolist()))
         inputs = [helper.make_tensor_value_info("input", types.FLOAT, [batch, *first])]
         return helper.make_graph(self.nodes, "nasq", inputs, outputs, constants)
+
+
+def _stream_bits(weight: NDArray[np.int8]) -> int:
+    """The fewest bits that hold every weight and make whole bytes of all of them; 8 means that nothing is gained."""
+    fits = (bits for bits in range(1, 8) if -1 << (bits - 1) <= weight.min() and weight.max() < 1 << (bits - 1))
+    return next((bits for bits in fits if weight.size * bits % 8 == 0), 8)
 
 
 def _window(op: Conv | AvgPool | MaxPool) -> dict[str, Any]:

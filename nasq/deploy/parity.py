@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nasq import targets
 from nasq.deploy import bundle, readback, storage
 from nasq.deploy.reference import Reference
 from nasq.deploy.runtimes import Coverage, OnnxRuntime, Runtime, integer_coverage, run_cut, versions
@@ -166,7 +167,7 @@ def check(
     images: NDArray[np.float32],
     labels: NDArray[np.integer] | None = None,
     *,
-    runtime: Callable[[bytes], Runtime] = OnnxRuntime,
+    runtime: Callable[[bytes], Runtime] | None = None,
     layer_images: int = 32,
 ) -> ParityReport:
     """Compares a bundle's ``model.onnx``, as it is, with the bundle's own reference.
@@ -175,7 +176,8 @@ def check(
         directory: The bundle.
         images: fp32 ``[N, ...]``, as the network takes them.
         labels: Class of every image ``[N]``, for the accuracy of the file.
-        runtime: Makes the runtime of a file's bytes; one that works in a child process fits here.
+        runtime: Makes the runtime of a file's bytes; one that works in a child process fits here. Without it,
+            onnxruntime with the session options of the bundle's target.
         layer_images: Images on which each layer is run alone; those that differ come first.
 
     Raises:
@@ -184,7 +186,7 @@ def check(
     """
     _check_arguments(images, labels, layer_images)
     program, data = bundle.read(directory), storage.path_of(directory, MODEL).read_bytes()
-    reference, executed = Reference(directory), runtime(data)
+    reference, executed = Reference(directory), (runtime or _default(program))(data)
     file = readback.read(data)
     findings = readback.compare(file, program)
     expected, got = reference.run(images), executed.run(images)
@@ -223,7 +225,7 @@ def gate(
     images: NDArray[np.float32],
     labels: NDArray[np.integer] | None = None,
     *,
-    runtime: Callable[[bytes], Runtime] = OnnxRuntime,
+    runtime: Callable[[bytes], Runtime] | None = None,
     layer_images: int = 32,
 ) -> ParityReport:
     """:func:`check`, and an error where the file may not be shipped.
@@ -235,6 +237,11 @@ def gate(
     if not report.passed:
         raise ParityError(f"{directory}: {report.summary()}")
     return report
+
+
+def _default(program: Program) -> Callable[[bytes], Runtime]:
+    session = targets.load(program.target).session if program.target in targets.names() else {}
+    return lambda data: OnnxRuntime(data, session=session)
 
 
 def _check_arguments(images: NDArray[np.float32], labels: NDArray[np.integer] | None, layer_images: int) -> None:

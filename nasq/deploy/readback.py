@@ -99,7 +99,7 @@ def read(source: bytes | Path) -> File:
     """Parses a file into layers; what is not understood is listed in :attr:`File.strange`, never skipped.
 
     Raises:
-        ArtifactError: Not an ONNX file, larger than 1 GiB, or with data outside the file.
+        ArtifactError: Not a valid ONNX file, larger than 1 GiB, or with data outside the file.
     """
     onnx = require("onnx")
     if isinstance(source, Path) and source.stat().st_size > _MAX_BYTES:
@@ -107,11 +107,13 @@ def read(source: bytes | Path) -> File:
     data = source if isinstance(source, bytes) else source.read_bytes()
     try:
         model = onnx.load_model_from_string(data)
-        constants = {value.name: onnx.numpy_helper.to_array(value) for value in _embedded(model)}
+        embedded = list(_embedded(model))
+        onnx.checker.check_model(model)
+        constants = {value.name: onnx.numpy_helper.to_array(value) for value in embedded}
     except ArtifactError:
         raise
     except Exception as error:
-        raise ArtifactError(f"this is not a readable ONNX file: {error}. Export the bundle again.") from error
+        raise ArtifactError(f"this is not a valid ONNX file: {error}. Export the bundle again.") from error
     return _Reader(model, constants).file()
 
 
@@ -126,20 +128,26 @@ _WORKERS = ("Conv", "Gemm", "Add", "GlobalAveragePool", "AveragePool", "MaxPool"
 _ON_INTEGERS = ("MaxPool", "Flatten", "Reshape", "Clip")
 
 
-_INT8, _FLOAT = 3, 1  # codes of onnx.TensorProto
+_CASTS = {3: np.int8, 6: np.int32}  # by their codes in onnx.TensorProto
 
 
 def _fold(node: Any, inputs: list[NDArray[Any]]) -> NDArray[Any] | None:
     """What a node of constants computes, or ``None`` where such a node has no business in a file of ours."""
-    if node.op_type == "Mul" and all(value.dtype == np.float32 for value in inputs):
-        return np.asarray(inputs[0] * inputs[1], np.float32)
-    if node.op_type == "Cast":
-        kind = next(item.i for item in node.attribute if item.name == "to")
-        wide = inputs[0].astype(np.float32)
-        if kind == _FLOAT:
-            return wide
-        if kind == _INT8 and bool(np.all((wide == np.rint(wide)) & (np.abs(wide + 0.5) < 128))):
-            return wide.astype(np.int8)
+    types, settings = tuple(value.dtype.name for value in inputs), {item.name: item for item in node.attribute}
+    match node.op_type, types:
+        case "Mul", ("float32", "float32") | ("int32", "int32"):
+            return np.asarray(inputs[0] * inputs[1])
+        case "BitShift", ("uint8", "uint8") if settings["direction"].s == b"RIGHT":
+            return np.asarray(inputs[0] >> inputs[1])
+        case "Mod", ("uint8", "uint8") if not settings and bool(np.all(inputs[1] > 0)):
+            return np.asarray(inputs[0] % inputs[1])
+        case "Reshape", (_, "int64") if np.prod(inputs[1]) == inputs[0].size and bool(np.all(inputs[1] > 0)):
+            return inputs[0].reshape(inputs[1])
+        case "MatMulInteger", ("uint8", "int8") if inputs[0].shape[-1:] == inputs[1].shape:
+            return np.asarray(inputs[0].astype(np.int32) @ inputs[1].astype(np.int32))
+        case "Cast", ("uint8" | "int32",) if settings["to"].i in _CASTS:
+            cast = inputs[0].astype(_CASTS[settings["to"].i])
+            return cast if np.array_equal(cast, inputs[0]) else None
     return None
 
 
@@ -164,7 +172,8 @@ class _Reader:
         self.strange: list[Finding] = []
 
     def file(self) -> File:
-        layers = tuple(layer for node in self.nodes if (layer := self.layer(node)) is not None)
+        working = [node for node in self.nodes if id(node) not in self.folded]
+        layers = tuple(layer for node in working if (layer := self.layer(node)) is not None)
         known = {id(node) for layer in layers for node in layer.nodes} | self.folded
         for node in self.nodes:
             if id(node) not in known and not self.is_final(node):
@@ -254,7 +263,7 @@ def _compare_ends(file: File, program: Program) -> list[Finding]:
     final = file.layers[-1].output
     outputs = {value.name for value in file.model.graph.output}
     last = [node for node in file.model.graph.node if node.op_type == "DequantizeLinear" and node.output[0] in outputs]
-    if len(last) != 1 or last[0].input[0] != final or final not in outputs:
+    if len(last) != 1 or last[0].input[0] != final or outputs != {final, last[0].output[0]}:
         wanted = "the final integers and their dequantization"
         return [Finding("", "the graph's outputs", wanted, ", ".join(sorted(outputs)))]
     check = _Comparison(file, program, program.ops[-1], file.layers[-1], {})

@@ -35,7 +35,7 @@ f32 = np.float32
 
 
 class Reference:
-    """Executes a bundle.
+    """Executes a bundle. It checks what it needs itself; a received bundle goes through ``nasq.deploy.bundle`` first.
 
     Args:
         directory: The bundle; only ``subnet.json`` and ``model.safetensors`` are opened.
@@ -64,9 +64,11 @@ class Reference:
             rule = document["add"]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise ArtifactError(f"{directory} does not hold what its subnet.json needs: {error!r}.") from error
-        if not self.kinds or self.kinds[0] != "input" or not set(self.kinds) <= _KINDS:
+        unknown = sorted(set(self.kinds) - _KINDS)
+        if unknown or self.kinds[:1] != ("input",):
             raise ArtifactError(
-                f"{directory}/subnet.json has operations that the reference does not know: {self.kinds}."
+                f"{directory} cannot be executed: {f'unknown operation {unknown[0]!r}' if unknown else 'no input'}. "
+                f"Allowed: an input, then {', '.join(sorted(_KINDS - {'input'}))}."
             )
         if "add" in self.kinds and rule != "both":
             raise ArtifactError(f"{directory} adds by the rule {rule!r}; the reference computes sums by 'both' only.")

@@ -14,7 +14,7 @@ def _digits(value: float) -> str:
     """About four significant digits without an exponent for everyday numbers."""
     if value == int(value) and abs(value) < 1e4:
         return str(int(value))
-    return f"{value:.4g}"
+    return f"{value:.4g}" if abs(value) < 9999.5 else f"{value:,.0f}"
 
 
 def quantity(value: float | int | None, unit: str = "") -> str:

@@ -8,6 +8,7 @@ from nasq.search.evolution import NSGA2, RandomSearch
 from nasq.search.explain import Example, Explanation, Survival, explain, infeasible, wilson
 from nasq.search.feasible import Sampling, sample_feasible
 from nasq.search.objectives import (
+    COST_UNITS,
     Bound,
     Constraint,
     Goal,
@@ -24,6 +25,7 @@ from nasq.search.results import Record, RecordFile, front, pick
 from nasq.search.study import Study, StudyResult, load_results
 
 __all__ = [
+    "COST_UNITS",
     "NSGA2",
     "Algorithm",
     "Bound",

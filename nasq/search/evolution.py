@@ -26,6 +26,9 @@ __all__ = ["NSGA2", "RandomSearch"]
 
 # Rounds of making children before other sources are tried: in a small or tight space most children are known already.
 _ROUNDS = 12
+# Share of generation 0 that ranges over sizes. On a made-up joint space of 49 choices (bits, widths; 150 evaluations) a
+# quarter gave more hypervolume than none or a half, and as good a best subnet under a limit as none.
+_WIDE = 0.25
 # Rows drawn for a generation 0 that ranges over sizes; only rows, so it costs milliseconds.
 _DRAWS = 2048
 
@@ -91,8 +94,8 @@ class NSGA2(Generational):
     """The elitist genetic algorithm for several objectives (Deb et al., IEEE TEVC 6(2), 2002); fine for one as well.
 
     Children are made from parents by uniform crossover and mutation, and kept only if they are feasible and new, so no
-    subnet is evaluated twice. Half of the first generation is uniform, half ranges from the smallest to the largest
-    feasible subnets (see :func:`~nasq.search.feasible.spread`).
+    subnet is evaluated twice. A quarter of the first generation ranges from the smallest to the largest feasible
+    subnets (see :func:`~nasq.search.feasible.spread`), the rest is uniform.
 
     Args:
         space: What to search.
@@ -102,7 +105,7 @@ class NSGA2(Generational):
         seed: A non-negative integer.
         initial: Subnets to evaluate first.
         crossover_rate: Share of children with two parents; the others are mutated copies.
-        mutation_rate: Chance of each choice to change; ``None`` is one over the number of choices.
+        mutation_rate: Chance of each choice to change; ``None`` is three over the number of choices.
 
     Raises:
         InputError: A rate is outside 0..1.
@@ -114,7 +117,7 @@ class NSGA2(Generational):
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 32,
+        population: int = 24,
         seed: int = 0,
         initial: Sequence[Subnet] = (),
         crossover_rate: float = 0.9,
@@ -124,7 +127,7 @@ class NSGA2(Generational):
             if rate is not None and not 0.0 <= rate <= 1.0:
                 raise InputError(f"{name} is {rate}; it must lie between 0 and 1.")
         self.crossover_rate = crossover_rate
-        self.mutation_rate = 1.0 / max(1, len(space.names)) if mutation_rate is None else mutation_rate
+        self.mutation_rate = min(1.0, 3.0 / len(space)) if mutation_rate is None else mutation_rate
         super().__init__(space, objectives, constraints, population=population, seed=seed, initial=initial)
 
     def _settings(self) -> dict[str, Any]:
@@ -147,7 +150,7 @@ class NSGA2(Generational):
             raise ValueError("a parent is not in the archive")
 
     def _begin(self, count: int, rng: np.random.Generator, seen: set[bytes]) -> Rows:
-        wide = self._wide(count // 2, rng, seen)
+        wide = self._wide(round(_WIDE * count), rng, seen)
         seen = seen | set(keys(wide))
         uniform = sample_feasible(self.space, self.constraints, count - len(wide), rng, seen).rows
         return np.concatenate([wide, uniform])

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nasq.errors import InfeasibleError, InputError
-from nasq.search.feasible import descend
+from nasq.search.feasible import descend, extremes
 from nasq.search.objectives import Constraint, Rows, Values, format_number, violations
 
 if TYPE_CHECKING:
@@ -120,14 +120,19 @@ class Explanation:
             lines.append("feasible subnets:" if self.closest[0].violation == 0 else "the closest subnets:")
         for example in self.closest:
             values = ", ".join(f"{name}: {format_number(value)}" for name, value in example.values.items())
-            lines.append(f"  {example.id}  violation {100 * example.violation:.3g} %  ({values})")
+            lines.append(f"  {example.id}  violation {_percent(example.violation)}  ({values})")
         return "\n".join(lines)
+
+
+def _percent(share: float) -> str:
+    percent = 100 * share
+    return f"{percent:.3g} %" if percent < 999.5 else f"{percent:,.0f} %"
 
 
 def _survival_text(survival: Survival) -> str:
     text = (
-        f"{survival.constraint}: {100 * survival.share:.3g} % survive "
-        f"(95 % interval {100 * survival.low:.2g} to {100 * survival.high:.2g} %)"
+        f"{survival.constraint}: {_percent(survival.share)} survive "
+        f"(95 % interval {_percent(survival.low)} to {_percent(survival.high)})"
     )
     if survival.smallest is not None and survival.largest is not None:
         smallest, largest = (format_number(value, survival.unit) for value in (survival.smallest, survival.largest))
@@ -143,7 +148,7 @@ def explain(
     rng: np.random.Generator,
     samples: int = 4000,
     examples: int = 3,
-    starts: int = 32,
+    starts: int = 16,
     rounds: int = 40,
 ) -> Explanation:
     """How much of ``space`` survives each constraint alone and all together, and what comes nearest.
@@ -191,7 +196,7 @@ def _reached(
 ) -> float:
     """The value of least violation that descending finds for one constraint alone."""
     start = rows[np.argsort(constraint.violation(rows), kind="stable")[:starts]]
-    best = descend(space, [constraint], start, rng, rounds)
+    best = descend(space, [constraint], np.concatenate([extremes(space), start]), rng, rounds)
     values = constraint.measure(best)
     return float(values[np.argmin(constraint.bound.violation(values))])
 
@@ -209,7 +214,7 @@ def _closest(
     order = np.argsort(excess, kind="stable")
     if excess[order[0]] == 0.0:
         return _examples(space, constraints, rows[order], excess[order], examples)
-    improved = descend(space, constraints, rows[order[:starts]], rng, rounds)
+    improved = descend(space, constraints, np.concatenate([extremes(space), rows[order[:starts]]]), rng, rounds)
     excess = violations(constraints, improved)
     order = np.argsort(excess, kind="stable")
     return _examples(space, constraints, improved[order], excess[order], examples)

@@ -17,9 +17,11 @@ from nasq.search.objectives import Constraint, Rows, Values, violations
 if TYPE_CHECKING:
     from nasq.space import SearchSpace
 
-__all__ = ["Sampling", "descend", "keys", "option_counts", "sample_feasible", "spread", "unseen"]
+__all__ = ["Sampling", "descend", "extremes", "keys", "sample_feasible", "spread", "unseen"]
 
 _BATCH = 512
+# Rounds without a better proposal after which a row is given up.
+_PATIENCE = 6
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,6 @@ def unseen(rows: Rows, seen: Collection[bytes]) -> Rows:
     return rows[list(fresh.values())]
 
 
-def option_counts(space: SearchSpace) -> NDArray[np.int64]:
-    """The number of options ``[choices]`` of each choice."""
-    return np.array([len(choice.options) for choice in space.choices], dtype=np.int64)
-
-
 def sample_feasible(
     space: SearchSpace,
     constraints: Sequence[Constraint],
@@ -85,7 +82,7 @@ def sample_feasible(
     """
     taken = set(seen)
     found: list[Rows] = []
-    misses = _Nearest(limit=4 * count)
+    misses = _Nearest(limit=2 * count)
     tried = accepted = have = 0
     while have < count and tried < draws:
         rows = space.sample_batch(min(max(_BATCH, count), draws - tried), rng)
@@ -100,6 +97,11 @@ def sample_feasible(
         found.append(repaired)
     rows = np.concatenate(found) if found else space.sample_batch(0, rng)
     return Sampling(rows, tried, accepted, 0 if repaired is None else len(repaired))
+
+
+def extremes(space: SearchSpace) -> Rows:
+    """The smallest and the largest subnet ``[2, choices]``: constraints that hold anywhere often hold there."""
+    return space.to_rows([space.smallest(), space.largest()])
 
 
 class _Nearest:
@@ -129,7 +131,7 @@ def _repair(
 ) -> Rows | None:
     if misses.rows is None or not len(misses.rows):
         return None
-    rows = descend(space, constraints, misses.rows, rng, rounds)
+    rows = descend(space, constraints, np.concatenate([extremes(space), misses.rows]), rng, rounds)
     return unseen(rows[violations(constraints, rows) == 0.0], taken)[:count]
 
 
@@ -157,8 +159,9 @@ def descend(
     """
     rows = rows.copy()
     down, up = _broken(constraints, rows)
+    stale = np.zeros(len(rows), dtype=np.int64)
     for _ in range(rounds):
-        left = np.flatnonzero(down + up > 0)
+        left = np.flatnonzero((down + up > 0) & (stale < _PATIENCE))
         if not len(left):
             break
         moved = _propose(space, rows[left], down[left] / (down + up)[left], rng, proposals)
@@ -167,6 +170,7 @@ def descend(
         best = np.argmin(total, axis=1)
         better = total[np.arange(len(left)), best] < (down + up)[left]
         chosen = (np.arange(len(left)) * proposals + best)[better]
+        stale[left] = np.where(better, 0, stale[left] + 1)
         rows[left[better]] = moved[chosen]
         down[left[better]], up[left[better]] = new_down[chosen], new_up[chosen]
     return rows
@@ -187,7 +191,7 @@ def _broken(constraints: Sequence[Constraint], rows: Rows) -> tuple[Values, Valu
 def _propose(space: SearchSpace, rows: Rows, downward: Values, rng: np.random.Generator, proposals: int) -> Rows:
     """Canonical moves ``[n * proposals, choices]`` away from ``rows`` ``[n, choices]``, small moves first."""
     n, width = rows.shape
-    counts = option_counts(space)
+    counts = space.sizes
     moved = np.repeat(rows, proposals, axis=0).astype(np.int64)
     sizes = _sizes(width, proposals)
     # A random order of the choices of each proposal; the first `size` of them move.
@@ -221,7 +225,7 @@ def spread(space: SearchSpace, count: int, rng: np.random.Generator, noise: floa
         noise: Standard deviation of an option's position around its row's level.
     """
     rows = space.sample_batch(count, rng)
-    counts = option_counts(space)
+    counts = space.sizes
     level = rng.random((count, 1)) + noise * rng.standard_normal(rows.shape)
     tilted = np.clip(np.floor(level * counts), 0, counts - 1).astype(np.int16)
     ordered = np.array([choice.ordered for choice in space.choices], dtype=bool)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from nasq.space import Subnet
 
 __all__ = [
+    "COST_UNITS",
     "Bound",
     "Constraint",
     "Direction",
@@ -42,6 +43,16 @@ __all__ = [
 Rows = NDArray[np.int16]
 Values = NDArray[np.float64]
 Direction = Literal["maximize", "minimize"]
+
+COST_UNITS = {
+    "params": "",
+    "macs": "",
+    "bitops": "",
+    "bytes": "B",
+    "average_weight_bits": "bits",
+    "average_activation_bits": "bits",
+}
+"""The costs of :mod:`nasq.cost` with units short enough for axes, messages and tables."""
 
 _SUFFIXES = {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 _NUMBER = re.compile(r"([+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?)\s*([A-Za-z]*)")
@@ -300,10 +311,14 @@ class _Shared:
         if self._rows is None or not np.array_equal(self._rows, rows):
             self._values = self._evaluate(rows)
             self._rows = rows.copy()
+        if name not in self._values:
+            raise InputError(f"{name!r} is not a cost of this network. Its costs: {', '.join(sorted(self._values))}.")
         return np.asarray(self._values[name], dtype=np.float64)
 
 
-def measures(evaluate: Callable[[Rows], Mapping[str, NDArray[Any]]], units: Mapping[str, str]) -> dict[str, Measure]:
+def measures(
+    evaluate: Callable[[Rows], Mapping[str, NDArray[Any]]], units: Mapping[str, str] = COST_UNITS
+) -> dict[str, Measure]:
     """Splits a function that computes many costs at once into named measures that share its work.
 
     Args:

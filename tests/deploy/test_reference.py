@@ -221,6 +221,33 @@ def test_wide_accumulators_are_exact(tmp_path: Path) -> None:
     assert found.tolist() == [128 - 75, 128 - 2, 128, 128 + 2, 128 + 75]
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_ties_round_to_even(seed: int, tmp_path: Path) -> None:
+    """Scales that are powers of two put every second value on a tie."""
+    maker = Maker(np.random.default_rng(seed))
+    maker.input((4, 6, 6))
+    maker.conv("input", 4, 1, bits=8, form="asymmetric")
+    [
+        lambda: maker.add("conv_1", "input", bits=8, form="signed"),
+        lambda: maker.avg_pool("conv_1", (2, 2), (1, 1), bits=8),
+        lambda: maker.concat(["conv_1", "input"], bits=8),
+        lambda: maker.conv("conv_1", 3, 1, bits=8, form="signed"),
+    ][seed]()
+    powers = {"input": 0.5, "conv_1": 0.25}
+    ops = [replace(op, output=replace(op.output, scale=powers.get(op.output.name, 1.0))) for op in maker.ops]
+    weight_scale = np.array([0.5, 0.125, 0.0625], np.float32)
+    if isinstance(ops[-1], Conv):
+        ops[-1] = replace(ops[-1], weight_scale=weight_scale, bias=np.array([1, -7, 0], np.int32))
+    program = Program(ops, "generic")
+    executor = open_program(program, tmp_path)
+    q = {name: maker.rng.integers(0, 256, (1, *maker.shape(name))) for name in ops[-1].inputs}
+    assert np.array_equal(executor.step(2, q)[0], slow_step(ops[-1], program, q))
+    x = (np.arange(-5, 139, dtype=np.float32) / 4).reshape(1, 4, 6, 6).astype(np.float32)
+    wanted = slow_input(ops[0].output, x[0])
+    assert np.array_equal(executor.run(x, every=True)["input"][0], wanted)
+    assert wanted.ravel()[5:16].tolist() == [0, 0, 1, 2, 2, 2, 3, 4, 4, 4, 5]
+
+
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**100), max_value=2.0**100)
 
 
@@ -367,7 +394,9 @@ def edit(directory: Path, change: Callable[[Any], None]) -> None:
     ("change", "message"),
     [
         (lambda d: d.update(schema=2), "not of schema 1"),
-        (lambda d: d["ops"][1].update(op="gelu"), "operations that the reference does not know"),
+        (lambda d: d["ops"][1].update(op="gelu"), "unknown operation 'gelu'. Allowed: an input, then add"),
+        (lambda d: d.update(ops=d["ops"][1:]), "cannot be executed: no input|KeyError"),
+        (lambda d: d.update(ops=[]), "cannot be executed: no input"),
         (lambda d: d.update(add="one"), "adds by the rule 'one'"),
         (lambda d: d["ops"][1].pop("output"), "does not hold what its subnet.json needs: KeyError"),
         (lambda d: d["ops"][1]["weight"].update(tensor="w99"), "w99"),

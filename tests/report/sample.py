@@ -108,7 +108,7 @@ def report() -> ReportData:
         explanation=Explanation(
             4000,
             (
-                Survival("bytes <= 20k B", 0.412, 0.397, 0.427, 2210.0, 61_400.0, "B"),
+                Survival("bytes <= 20 kB", 0.412, 0.397, 0.427, 2210.0, 61_400.0, "B"),
                 Survival("bitops <= 50M", 0.0047, 0.003, 0.0074, 4.1e6, 9.2e8),
                 Survival("all together", 0.0045, 0.0028, 0.0071),
             ),

@@ -53,7 +53,9 @@ class Costs:
     def __call__(self, rows: NDArray[np.int16]) -> dict[str, NDArray[np.float64]]:
         self.calls += 1
         self.rows += len(rows)
-        width, weight, activation = (table(self.space, rows, part) for part in ("width", "weight_bits", "activation_bits"))
+        width, weight, activation = (
+            table(self.space, rows, part) for part in ("width", "weight_bits", "activation_bits")
+        )
         return {
             "bytes": (width**2 * weight / 8 + width).sum(axis=1),
             "bitops": (64 * width**2 * weight * activation + 64 * width).sum(axis=1),
@@ -69,7 +71,11 @@ def accuracy(subnet: Subnet) -> float:
     for block in range(int(subnet["depth"])):
         width = int(subnet[f"b{block}.width"])
         bits = int(subnet.get(f"b{block}.weight_bits", 2))
-        capacity = math.log(width) * (1 - math.exp(-0.6 * bits)) * (1 - math.exp(-0.5 * int(subnet[f"b{block}.activation_bits"])))
+        capacity = (
+            math.log(width)
+            * (1 - math.exp(-0.6 * bits))
+            * (1 - math.exp(-0.5 * int(subnet[f"b{block}.activation_bits"])))
+        )
         total += capacity + 0.3 * math.sqrt(max(0.0, before * capacity))
         before = capacity
     return 100.0 * (1 - math.exp(-0.06 * total))

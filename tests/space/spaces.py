@@ -73,7 +73,11 @@ def nest(stages: int = 5, blocks: int = 4) -> SearchSpace:
             choices.append(operator)
             conditions[operator.name] = [path]
             inner: Condition = (*path, (operator.name, frozenset({"conv"})))
-            for name, options in (("kernel", (3, 5, 7)), ("expand", (1, 3, 6)), *((f"bits{i}", range(2, 9)) for i in range(4))):
+            for name, options in (
+                ("kernel", (3, 5, 7)),
+                ("expand", (1, 3, 6)),
+                *((f"bits{i}", range(2, 9)) for i in range(4)),
+            ):
                 choice = Choice(f"s{stage}.b{block}.{name}", options)
                 choices.append(choice)
                 conditions[choice.name] = [inner]

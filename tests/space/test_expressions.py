@@ -47,8 +47,14 @@ def typed(value):
 
 @st.composite
 def sizes(draw, depth=3):
-    leaves = st.sampled_from([*CHOICES[:4], Lookup(OP, {"conv": 3, "pool": 0, "skip": 2.5}), Lookup(SCALE, {0.5: 4, 1: 1, 1.5: 2})])
-    kind = draw(st.sampled_from(("leaf", "+", "-", "*", "//", "max", "min", "round", "call", "typed"))) if depth else "leaf"
+    leaves = st.sampled_from(
+        [*CHOICES[:4], Lookup(OP, {"conv": 3, "pool": 0, "skip": 2.5}), Lookup(SCALE, {0.5: 4, 1: 1, 1.5: 2})]
+    )
+    kind = (
+        draw(st.sampled_from(("leaf", "+", "-", "*", "//", "max", "min", "round", "call", "typed")))
+        if depth
+        else "leaf"
+    )
     if kind == "leaf":
         return draw(leaves)
     left = draw(sizes(depth=depth - 1))
@@ -56,15 +62,24 @@ def sizes(draw, depth=3):
     swap = draw(st.booleans())
     a, b = (right, left) if swap else (left, right)
     match kind:
-        case "+": return a + b
-        case "-": return a - b
-        case "*": return a * b
-        case "//": return left // draw(st.sampled_from((1, 2, 3, 0.5, WIDTH, EXPAND, SCALE, WIDTH * EXPAND)))
-        case "max": return maximum_of(a, b)
-        case "min": return minimum_of(a, b)
-        case "round": return round_to(left, draw(st.integers(1, 9)))
-        case "typed": return Function(typed, draw(st.sampled_from(CHOICES[:4])), maximum=3)
-        case _: return Function(by_name, OP, left, maximum=10**12, minimum=-(10**12))  # fmt: skip
+        case "+":
+            return a + b
+        case "-":
+            return a - b
+        case "*":
+            return a * b
+        case "//":
+            return left // draw(st.sampled_from((1, 2, 3, 0.5, WIDTH, EXPAND, SCALE, WIDTH * EXPAND)))
+        case "max":
+            return maximum_of(a, b)
+        case "min":
+            return minimum_of(a, b)
+        case "round":
+            return round_to(left, draw(st.integers(1, 9)))
+        case "typed":
+            return Function(typed, draw(st.sampled_from(CHOICES[:4])), maximum=3)
+        case _:
+            return Function(by_name, OP, draw(sizes(depth=0)), maximum=48)
 
 
 SPACE = SearchSpace(CHOICES)
@@ -91,6 +106,12 @@ def test_expressions_survive_pickle_and_deepcopy(size: Expression):
     assert again == size and hash(again) == hash(size) and copy.deepcopy(size) == size
     assert again.maximum == size.maximum and again.choices == size.choices
     assert str(size) == str(again) and repr(size) == repr(again)
+
+
+def test_extremes_of_plain_numbers_are_plain():
+    assert (maximum_of(3, 5), minimum_of(3, 5), maximum_of_size(maximum_of(3, WIDTH))) == (5, 3, 24)
+    with pytest.raises(InputError, match="cannot be used as a size"):
+        maximum_of(3, OP)
 
 
 def test_known_values():

@@ -42,7 +42,8 @@ def test_a_seed_is_no_generator(wrong):
 def test_space_and_targets_work_without_torch():
     code = (
         "import sys, numpy as np, nasq.space as s, nasq.targets as t; t.load('generic');"
-        "space = s.SearchSpace([s.Choice('a', (1, 2))]); space.mutate(space.sample(np.random.default_rng(0)), np.random.default_rng(1));"
+        "rng = np.random.default_rng(0); space = s.SearchSpace([s.Choice('a', (1, 2))]);"
+        "space.mutate(space.sample(rng), rng);"
         "assert 'torch' not in sys.modules, 'torch was imported'"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -20,7 +20,9 @@ def test_json_round_trip(options):
     subnet = Subnet(options)
     again = Subnet.from_json(subnet.to_json())
     assert again == subnet and hash(again) == hash(subnet) and again.id == subnet.id
-    assert {name: type(value) for name, value in again.items()} == {name: type(value) for name, value in options.items()}
+    assert {name: type(value) for name, value in again.items()} == {
+        name: type(value) for name, value in options.items()
+    }
 
 
 @given(SUBNETS, SUBNETS)

@@ -1,0 +1,94 @@
+"""From a configuration to its objects: data, network, quantized supernet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from nasq import plugins
+from nasq.cost import CostModel
+from nasq.data import DataSet
+from nasq.data import load as load_data
+from nasq.errors import InputError
+from nasq.quant import QuantizedNetwork, quantize
+from nasq.run.config import RunConfig
+from nasq.space import Option
+from nasq.supernet import BNState, Supernet
+from nasq.targets import load as load_target
+from nasq.training.streams import stream
+
+__all__ = ["Workshop", "assemble", "build_network"]
+
+
+@dataclass
+class Workshop:
+    """What the stages of a run work with.
+
+    Attributes:
+        config: Of the run.
+        data: Its images.
+        supernet: The quantized supernet.
+        costs: Its cost model.
+    """
+
+    config: RunConfig
+    data: DataSet
+    supernet: Supernet
+    costs: CostModel
+
+    @property
+    def network(self) -> QuantizedNetwork:
+        """The supernet's network."""
+        assert isinstance(self.supernet.module, QuantizedNetwork)
+        return self.supernet.module
+
+    def float_subnet(self, subnet: Mapping[str, Option], bn: BNState) -> nn.Module:
+        """The subnet's architecture with the supernet's weights, without quantization."""
+        plain = Supernet(build_network(self.config, self.data))
+        state = self.network.state_dict()
+        plain.module.load_state_dict({name: state[name] for name in plain.module.state_dict()})
+        chosen = {name: option for name, option in subnet.items() if name in plain.space.positions}
+        return plain.extract(chosen, bn).eval()
+
+
+def _factory(config: RunConfig) -> Callable[..., nn.Module]:
+    factory = plugins.load("search_spaces", config.space)
+    assert callable(factory)
+    return factory
+
+
+def build_network(config: RunConfig, data: DataSet) -> nn.Module:
+    """The search space's network for the data's classes and channels, with weights drawn from the run's seed."""
+    arguments: dict[str, Any] = {
+        "num_classes": len(data.classes), "in_channels": data.input_shape[0], **config.space_arguments
+    }
+    seed = int(torch.randint(2**62, (), generator=stream(config.seed, "initialisation")))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return _factory(config)(**arguments)
+        except TypeError as error:
+            raise InputError(f"the search space {config.space!r} refuses its arguments: {error}.") from error
+
+
+def load_images(config: RunConfig) -> DataSet:
+    """The run's images: those the configuration names, or the space's own."""
+    name = config.data.name or plugins.space_info(_factory(config)).data
+    return load_data(
+        name, config.data.root, config.data.download, config.data.seed, config.data.validation
+    )
+
+
+def assemble(config: RunConfig) -> Workshop:
+    """Builds everything a run's stages need; the weights are the initial ones."""
+    load_target(config.target)
+    data = load_images(config)
+    network = build_network(config, data)
+    options = config.quantization.model_dump(exclude={"calibration_images"})
+    example = torch.zeros(1, *data.input_shape)
+    supernet = Supernet(quantize(network, example, config.target, **options), name=config.space)
+    return Workshop(config, data, supernet, CostModel(supernet))

@@ -1,0 +1,162 @@
+"""Is a space deployable on a target? Found out before anything is trained."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nasq.deploy import bundle, onnx, parity
+from nasq.deploy.bench import bench_bundle
+from nasq.errors import TargetError
+from nasq.quant import QuantizedNetwork, calibrate, freeze
+from nasq.quant.program import Add, Conv, Linear
+from nasq.space import Subnet
+from nasq.supernet import Supernet
+
+__all__ = ["LayerForm", "TargetCheck", "check_target"]
+
+
+@dataclass(frozen=True)
+class LayerForm:
+    """One layer of the tried subnets.
+
+    Attributes:
+        path, kind: Which layer, and its operation.
+        integer: Whether the runtime runs it as an integer kernel, in every subnet tried.
+        exact: Whether it computes the reference's integers, in every subnet tried.
+    """
+
+    path: str
+    kind: str
+    integer: bool
+    exact: bool
+
+
+@dataclass(frozen=True)
+class TargetCheck:
+    """What trying a space on a target showed.
+
+    Attributes:
+        target, space: Names.
+        subnets: How many untrained subnets were exported and run.
+        differing, total: Final integers that differ from the reference.
+        layers: Every layer of those subnets.
+        removed: What the target does not allow, with reasons.
+        slow: What runs, but slower than fp32, as the target's data say.
+        speedup: Median fp32 time over median int8 time of the largest subnet in the runtime, batch 1.
+    """
+
+    target: str
+    space: str
+    subnets: int
+    differing: int
+    total: int
+    layers: tuple[LayerForm, ...]
+    removed: tuple[str, ...]
+    slow: tuple[str, ...]
+    speedup: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Every layer exact, and at least 95 % of the convolutions and sums integer kernels."""
+        counted = [layer for layer in self.layers if layer.kind in {"Conv", "Add"}]
+        share = sum(layer.integer for layer in counted) / max(len(counted), 1)
+        return all(layer.exact for layer in self.layers) and (not counted or share >= parity.COVERAGE)
+
+
+def _subnets(supernet: Supernet, count: int, seed: int) -> list[Subnet]:
+    """The largest and the smallest subnet, and random ones."""
+    space = supernet.space
+    rng = torch.Generator().manual_seed(seed)
+    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(max(count - 2, 0)))]
+
+
+def check_target(
+    supernet: Supernet, images: torch.Tensor, plain: Supernet | None = None, subnets: int = 4, seed: int = 0
+) -> TargetCheck:
+    """Exports untrained subnets, runs their files and compares them with the reference.
+
+    Args:
+        supernet: Of a quantized network; left with step sizes calibrated on ``images``.
+        images: Normalised inputs ``[N, ...]``.
+        plain: The same space before quantization; with it the largest subnet is timed against its fp32 form.
+        subnets: How many to try: the largest, the smallest, and random ones.
+        seed: Of the random ones.
+    """
+    network = supernet.module
+    assert isinstance(network, QuantizedNetwork)
+    target = network.target
+    calibrate(network, images)
+    layers: dict[str, LayerForm] = {}
+    differing = total = 0
+    speedup = None
+    runs = target.runtime == "onnxruntime"
+    supernet.eval()
+    with tempfile.TemporaryDirectory(prefix="nasq-") as scratch:
+        for index, subnet in enumerate(_subnets(supernet, subnets, seed)):
+            directory = Path(scratch) / str(index)
+            bn = supernet.recalibrate(subnet, [images])
+            with supernet.activate(subnet, bn):
+                program = freeze(network)
+            if not runs:
+                layers.update({op.path: LayerForm(op.path, type(op).__name__, False, True) for op in program.ops})
+                continue
+            bundle.write(directory, program, {parity.MODEL: onnx.export(program)})
+            report = parity.check(directory, images.cpu().numpy())
+            differing, total = differing + report.differing, total + report.total
+            _merge(layers, program.ops, report)
+            if index == 0 and plain is not None:
+                speedup = _speedup(directory, plain, images)
+    return TargetCheck(
+        target.name, supernet.space.name, subnets, differing, total, tuple(layers.values()),
+        tuple(dict.fromkeys(str(removal) for removal in network.removed)),
+        tuple(f"{feature}: {sentence}" for feature, sentence in target.slow.items()), speedup,
+    )  # fmt: skip
+
+
+def _merge(layers: dict[str, LayerForm], ops: Sequence[Any], report: parity.ParityReport) -> None:
+    exact = {layer.path: layer.passed for layer in report.layers}
+    floating = set(report.coverage.floats)
+    for op in ops:
+        if not isinstance(op, (Conv, Linear, Add)):
+            continue
+        before = layers.get(op.path)
+        integer = op.path not in floating and (before is None or before.integer)
+        same = exact.get(op.path, True) and (before is None or before.exact)
+        layers[op.path] = LayerForm(op.path, type(op).__name__, integer, same)
+
+
+def _speedup(directory: Path, plain: Supernet, images: torch.Tensor) -> float:
+    """Median fp32 time over median int8 time in the runtime, batch 1, one thread."""
+    model = plain.extract(plain.space.largest()).eval()
+    found = bench_bundle(directory, model, (1,), 1, images=images.cpu().numpy(), warmup=3, repeats=20)
+    times = {row.candidate: row.median for row in found.rows}
+    return times["onnxruntime fp32"] / times["onnxruntime int8"]
+
+
+def require_passed(found: TargetCheck) -> None:
+    """Raises where a space is not deployable on its target.
+
+    Raises:
+        TargetError: Names the first layer and what is wrong with it.
+    """
+    if found.passed:
+        return
+    wrong = [layer for layer in found.layers if not layer.exact] or [one for one in found.layers if not one.integer]
+    first = wrong[0]
+    what = "computes other integers than the reference" if not first.exact else "does not run as an integer kernel"
+    raise TargetError(
+        f"the space {found.space!r} cannot be shipped to the target {found.target!r}: the {first.kind} {first.path!r} "
+        f"{what} (and {len(wrong) - 1} more). Replace it, or choose another target: 'nasq targets' lists them."
+    )
+
+
+def noise(shape: Sequence[int], count: int, seed: int = 0) -> torch.Tensor:
+    """Inputs for a check without data: standard normal ``[count, *shape]``."""
+    return torch.from_numpy(np.random.default_rng(seed).standard_normal((count, *shape), dtype=np.float32))

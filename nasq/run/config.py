@@ -1,0 +1,190 @@
+"""What a run is told: one validated record, read from YAML or a preset and changed with ``--set key=value``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nasq.errors import InputError, choose_from
+
+__all__ = ["RunConfig", "load_config", "presets"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DataConfig(_Part):
+    """Which images; see :func:`nasq.data.load`."""
+
+    name: str | None = None
+    root: Path | None = None
+    download: bool = False
+    validation: float | None = None
+    seed: int = 0
+
+
+class QuantizationConfig(_Part):
+    """Which bits and forms; see :func:`nasq.quant.quantize`."""
+
+    weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    weight_granularity: tuple[Literal["tensor", "channel"], ...] = ("channel",)
+    weight_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
+    activation_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
+    first_last_bits: int | None = 8
+    calibration_images: int = Field(512, ge=1)
+
+
+class SearchConfig(_Part):
+    """What is searched for, and how long."""
+
+    objectives: tuple[str, ...] = ("accuracy", "bytes")
+    constraints: tuple[str, ...] = ()
+    algorithm: Literal["nsga2", "random"] = "nsga2"
+    evaluations: int = Field(200, ge=1)
+    population: int = Field(40, ge=2)
+    recalibration_images: int = Field(1024, ge=1)
+    batch_size: int = Field(512, ge=1)
+    latency_batch: int = Field(1, ge=1)
+
+
+class BenchConfig(_Part):
+    """What is timed; see :func:`nasq.deploy.bench.bench_bundle`."""
+
+    batch_sizes: tuple[int, ...] = (1, 64)
+    threads: int = Field(1, ge=1)
+    repeats: int = Field(30, ge=6)
+
+
+class RunConfig(_Part):
+    """A whole run.
+
+    ``warmup`` and ``train`` are settings of :class:`nasq.training.TrainConfig`: first the float supernet, then the
+    quantized one. Without ``warmup`` quantized training starts from random weights.
+    """
+
+    space: str = "digits_mobile"
+    space_arguments: dict[str, Any] = {}
+    data: DataConfig = DataConfig()
+    target: str = "onnxruntime-cpu"
+    check_target: bool = True
+    quantization: QuantizationConfig = QuantizationConfig()
+    warmup: dict[str, Any] | None = {}
+    train: dict[str, Any] = {}
+    search: SearchConfig = SearchConfig()
+    export: int = Field(3, ge=1, description="How many subnets of the front become bundles, the best one included.")
+    bench: BenchConfig = BenchConfig()
+    device: str = "cpu"
+    threads: int | None = Field(None, ge=1)
+    seed: int = Field(0, ge=0)
+
+    def to_yaml(self) -> str:
+        """As YAML, defaults included."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def presets() -> list[str]:
+    """Names of the configurations that come with nasq."""
+    return sorted(path.name.removesuffix(".yaml") for path in _presets().iterdir() if path.name.endswith(".yaml"))
+
+
+def _presets() -> Any:
+    return files("nasq.run") / "presets"
+
+
+def _keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that would have been allowed where ``location`` points."""
+    part: type[BaseModel] = RunConfig
+    for name in location[:-1]:
+        annotation = part.model_fields[str(name)].annotation
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            return []
+        part = annotation
+    return list(part.model_fields)
+
+
+def _refused(error: ValidationError) -> InputError:
+    first = error.errors()[0]
+    where = ".".join(str(name) for name in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return choose_from("config key", where, [*_prefixed(first["loc"])], "See docs/config.md.")
+    return InputError(f"the config key {where!r} is {first['input']!r}: {first['msg']}. See docs/config.md.")
+
+
+def _prefixed(location: Sequence[int | str]) -> list[str]:
+    prefix = "".join(f"{name}." for name in location[:-1])
+    return [prefix + key for key in _keys(location)]
+
+
+def _parse(text: str, source: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" in line {mark.line + 1}" if mark is not None else ""
+        raise InputError(f"{source} is not YAML{line}. Write one 'key: value' per line.") from error
+
+
+def _set(values: dict[str, Any], change: str) -> None:
+    key, equals, text = change.partition("=")
+    if not equals or not key:
+        raise InputError(f"--set {change!r} is not key=value. Example: --set search.evaluations=50")
+    *parents, last = key.strip().split(".")
+    inner = values
+    for name in parents:
+        found = inner.setdefault(name, {})
+        if not isinstance(found, dict):
+            raise InputError(f"--set {change!r}: {name!r} holds a value, not further keys. See docs/config.md.")
+        inner = found
+    inner[last] = _parse(text, f"--set {change!r}")
+
+
+def load_config(path: Path | None = None, preset: str | None = None, changes: Sequence[str] = ()) -> RunConfig:
+    """Reads a configuration.
+
+    Args:
+        path: A YAML file.
+        preset: Name of a configuration that comes with nasq; the file's keys go on top of it.
+        changes: ``key=value`` texts, values in YAML, keys with dots: ``search.evaluations=50``.
+
+    Raises:
+        InputError: An unknown key (the nearest one is suggested), a value outside its range, an unknown preset, or a
+            file that is missing or not YAML.
+    """
+    values: dict[str, Any] = {}
+    if preset is not None:
+        if preset not in presets():
+            raise choose_from("preset", preset, presets())
+        values = _parse((_presets() / f"{preset}.yaml").read_text(), f"preset {preset!r}")
+    if path is not None:
+        values = _merged(values, _read(path))
+    for change in changes:
+        _set(values, change)
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise _refused(error) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = _parse(path.read_text(), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the config file {path} cannot be read: {error}. Give a YAML file or --preset NAME.") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds {type(found).__name__}, not keys with values.")
+    return found
+
+
+def _merged(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    result = dict(base)
+    for key, value in top.items():
+        old = result.get(key)
+        result[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return result

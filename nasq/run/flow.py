@@ -1,0 +1,122 @@
+"""The whole flow: check, train, search, export, bench, report; every stage goes on where it was."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from nasq.files import read_json, write_json
+from nasq.run.assemble import Workshop, assemble, build_network
+from nasq.run.bench import bench
+from nasq.run.check import check_target, require_passed
+from nasq.run.directory import RunDirectory
+from nasq.run.export import export
+from nasq.run.search import Evaluation, explanation, search
+from nasq.run.summary import facts, report
+from nasq.run.train import OnStep, load_trained, train, trained
+from nasq.search import infeasible
+from nasq.supernet import Supernet
+
+__all__ = ["STAGES", "open_workshop", "run_flow", "stage"]
+
+STAGES = ("check", "train", "search", "export", "bench", "report")
+
+
+@contextlib.contextmanager
+def _timed(run: RunDirectory, name: str) -> Iterator[None]:
+    run.tell({"event": "stage.started", "stage": name})
+    began = time.perf_counter()
+    yield
+    run.tell({"event": "stage.done", "stage": name, "seconds": round(time.perf_counter() - began, 3)})
+
+
+def open_workshop(run: RunDirectory) -> Workshop:
+    """The run's objects, with trained weights where there are some."""
+    config = run.config()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    workshop = assemble(config)
+    if trained(run):
+        load_trained(run, workshop)
+    return workshop
+
+
+def _check(run: RunDirectory, workshop: Workshop) -> None:
+    """Refuses a space that the target cannot run, and constraints that nothing survives, before anything is trained."""
+    found = explanation(workshop)
+    if found is not None:
+        if not found.feasible:
+            raise infeasible(found)
+        write_json(run.search / "explanation.json", found.to_json())
+    if not workshop.config.check_target or (run.path / "check.json").exists():
+        return
+    # A workshop of its own: the check calibrates step sizes, and training starts from untouched ones.
+    other = assemble(workshop.config)
+    images = other.data.normalise(other.data.train.images[:64])
+    plain = Supernet(build_network(other.config, other.data))
+    result = check_target(other.supernet, images, plain)
+    require_passed(result)
+    facts_of_check = {
+        "target": result.target, "subnets": result.subnets, "differing": result.differing, "total": result.total,
+        "layers": len(result.layers), "speedup": result.speedup, "removed": list(result.removed),
+    }  # fmt: skip
+    write_json(run.path / "check.json", facts_of_check)
+    run.tell({"event": "check.done", **facts_of_check})
+
+
+def _search(run: RunDirectory, workshop: Workshop) -> None:
+    front = search(run, workshop)
+    write_json(run.search / "front.json", [record.subnet.id for record in front])
+
+
+def stage(run: RunDirectory, workshop: Workshop, name: str, on_step: OnStep | None = None) -> Any:
+    """Runs one stage on a run directory whose lock is held; returns what the stage returns."""
+    with _timed(run, name):
+        if name == "check":
+            return _check(run, workshop)
+        if name == "train":
+            return train(run, workshop, on_step)
+        if name == "search":
+            return _search(run, workshop)
+        if name == "export":
+            return export(run, workshop, Evaluation(workshop))
+        if name == "bench":
+            return bench(run, workshop)
+        assert name == "report"
+        return report(run)
+
+
+def _done(run: RunDirectory, name: str) -> bool:
+    marks = {
+        "train": run.supernet / "supernet.json", "search": run.search / "front.json",
+        "export": run.exports / "index.json", "bench": run.path / "bench.json",
+    }  # fmt: skip
+    return name in marks and marks[name].exists()
+
+
+def run_flow(run: RunDirectory, on_step: OnStep | None = None) -> dict[str, Any]:
+    """Runs every stage that is not done yet.
+
+    Args:
+        run: Its lock is held by the caller.
+        on_step: Called with ``(phase, steps done, steps)`` while training.
+
+    Returns:
+        The numbers the run ends with; see :func:`nasq.run.summary.facts`.
+    """
+    workshop = open_workshop(run)
+    for name in STAGES:
+        if not _done(run, name) and not (name == "check" and _done(run, "train")):
+            stage(run, workshop, name, on_step)
+        if name == "train":
+            load_trained(run, workshop)
+    if not (run.path / "summary.json").exists():
+        read = facts(run)
+        write_json(run.path / "summary.json", read)
+    found = read_json(run.path / "summary.json")
+    assert isinstance(found, dict)
+    return found

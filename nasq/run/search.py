@@ -1,0 +1,162 @@
+"""The search stage: integer accuracy on validation images against costs, under hard constraints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nasq.cost import COSTS
+from nasq.data import Split
+from nasq.errors import InputError, choose_from
+from nasq.run.assemble import Workshop
+from nasq.run.directory import RunDirectory
+from nasq.search import (
+    NSGA2,
+    Algorithm,
+    Constraint,
+    Explanation,
+    Goal,
+    Measure,
+    Objective,
+    ObjectiveEvaluator,
+    RandomSearch,
+    Record,
+    Study,
+    explain,
+    load_results,
+    measures,
+    parse_constraints,
+)
+from nasq.space import Subnet
+from nasq.supernet import BNState
+
+__all__ = ["Evaluation", "best_record", "constraints_of", "explanation", "search", "search_results"]
+
+
+class Evaluation:
+    """Integer accuracy of subnets with BatchNorm statistics of their own.
+
+    What it returns is what the exported file reaches on the same images: both run the same integers.
+
+    Args:
+        workshop: With trained weights.
+    """
+
+    def __init__(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        settings = workshop.config.search
+        data = workshop.data
+        device = next(workshop.supernet.parameters()).device
+        images = data.train.images[: settings.recalibration_images].to(device)
+        self.batches = [data.normalise(part) for part in images.split(settings.batch_size)]
+        self._statistics: dict[tuple[str, int], BNState] = {}
+
+    def statistics(self, subnet: Subnet) -> BNState:
+        """The subnet's BatchNorm statistics; kept for the present weights."""
+        key = (subnet.id, self.workshop.supernet.version)
+        if key not in self._statistics:
+            self._statistics[key] = self.workshop.supernet.recalibrate(subnet, self.batches)
+        return self._statistics[key]
+
+    def integers(self, subnet: Subnet, split: Split) -> Tensor:
+        """The final container integers ``[N, classes]`` of every image of a split, uint8."""
+        supernet, data = self.workshop.supernet, self.workshop.data
+        device = self.batches[0].device
+        supernet.eval()
+        with supernet.activate(subnet, self.statistics(subnet)):
+            parts = [
+                self.workshop.network.integers(data.normalise(images.to(device)))
+                for images, _ in split.batches(self.workshop.config.search.batch_size)
+            ]
+        return torch.cat(parts)
+
+    def accuracy(self, subnet: Subnet, split: Split | None = None) -> float:
+        """Share of images classified right, 0..1; on the validation split by default. Ties go to the lower class."""
+        split = split or self.workshop.data.validation
+        classes = np.argmax(self.integers(subnet, split).cpu().numpy(), axis=1)
+        return float((classes == split.labels.cpu().numpy()).mean())
+
+
+def _measures(workshop: Workshop) -> dict[str, Measure]:
+    return measures(workshop.costs.evaluate, {name: _UNITS.get(name, "") for name in COSTS})
+
+
+_UNITS = {"bytes": "B"}
+_DIRECTIONS = {"accuracy": "maximize"}
+
+
+def constraints_of(workshop: Workshop) -> list[Constraint]:
+    """The run's hard constraints."""
+    return parse_constraints(workshop.config.search.constraints, _measures(workshop))
+
+
+def explanation(workshop: Workshop) -> Explanation | None:
+    """How much of the space survives the constraints; ``None`` without constraints."""
+    constraints = constraints_of(workshop)
+    if not constraints:
+        return None
+    return explain(workshop.supernet.space, constraints, np.random.default_rng(workshop.config.seed))
+
+
+def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
+    known = _measures(workshop)
+    found = []
+    for name in workshop.config.search.objectives:
+        if name == "accuracy":
+            found.append(Objective(name, "", "maximize", evaluation.accuracy))
+        elif name in known:
+            found.append(Objective(name, known[name].unit, "minimize", known[name].function, on="rows"))
+        else:
+            raise choose_from("objective", name, ["accuracy", *known])
+    if not found:
+        raise InputError("search.objectives is empty; give at least one, such as accuracy.")
+    return found
+
+
+def _algorithm(workshop: Workshop, objectives: Sequence[Objective]) -> Algorithm:
+    settings = workshop.config.search
+    kind = {"nsga2": NSGA2, "random": RandomSearch}[settings.algorithm]
+    return kind(
+        workshop.supernet.space,
+        objectives,
+        constraints_of(workshop),
+        population=min(settings.population, settings.evaluations),
+        seed=workshop.config.seed,
+    )
+
+
+def search(run: RunDirectory, workshop: Workshop, evaluation: Evaluation | None = None) -> tuple[Record, ...]:
+    """Searches, or goes on; ``search/subnets.csv`` is current after each evaluation. Returns the front.
+
+    Raises:
+        InfeasibleError: The constraints leave nothing; says how much survives each of them.
+    """
+    evaluation = evaluation or Evaluation(workshop)
+    objectives = _objectives(workshop, evaluation)
+    evaluator = ObjectiveEvaluator(workshop.supernet.space, objectives, list(_measures(workshop).values()))
+
+    def listen(event: Mapping[str, Any]) -> None:
+        run.tell(event)
+
+    study = Study(run.search, _algorithm(workshop, objectives), evaluator, on_event=listen)
+    return study.run(workshop.config.search.evaluations).front
+
+
+def search_results(run: RunDirectory) -> tuple[tuple[Goal, ...], tuple[Record, ...]]:
+    """Goals and every evaluated subnet of a run.
+
+    Raises:
+        ArtifactError: Nothing was searched.
+    """
+    return load_results(run.search)
+
+
+def best_record(goals: Sequence[Goal], records: Sequence[Record]) -> Record:
+    """The best by the first goal; ties go to the next goals."""
+    from nasq.search import pick
+
+    return pick(records, goals)

@@ -19,10 +19,12 @@ __all__ = ["DigitsMobile", "digits_mobile"]
 class InvertedResidual(nn.Module):
     """Expand (1x1), depthwise (k x k), project (1x1); a shortcut where the shape stays."""
 
-    def __init__(self, name: str, channels: int | Expression, out: int | Expression, stride: int = 1) -> None:
+    def __init__(
+        self, name: str, channels: int | Expression, out: int | Expression, stride: int, kernels: tuple[int, ...]
+    ) -> None:
         super().__init__()
-        kernel = Choice(f"{name}.kernel", (3, 5))
-        hidden = Choice(f"{name}.expand", (2, 3, 4)) * channels
+        kernel = Choice(f"{name}.kernel", kernels) if len(kernels) > 1 else kernels[0]
+        hidden = Choice(f"{name}.expand", (1, 2, 3)) * channels
         self.shortcut = stride == 1 and channels is out
         self.expand = _conv(channels, hidden, 1)
         self.depthwise = _conv(hidden, hidden, kernel, stride, groups=hidden)
@@ -48,10 +50,10 @@ def _conv(
 class Stage(nn.Module):
     """One block that changes the shape, then up to two that do not, then a convolution or nothing."""
 
-    def __init__(self, name: str, channels: int | Expression, out: Choice, stride: int) -> None:
+    def __init__(self, name: str, channels: int | Expression, out: Choice, kernels: tuple[int, ...]) -> None:
         super().__init__()
-        self.first = InvertedResidual(f"{name}.first", channels, out, stride)
-        blocks = [InvertedResidual(f"{name}.{index}", out, out) for index in range(2)]
+        self.first = InvertedResidual(f"{name}.first", channels, out, 2, kernels)
+        blocks = [InvertedResidual(f"{name}.{index}", out, out, 1, kernels) for index in range(2)]
         self.rest = elastic.Repeat(blocks, Choice(f"{name}.depth", (1, 2)))
         self.mix = elastic.OneOf(Choice(f"{name}.mix", ("skip", "conv")), skip=nn.Identity(), conv=_conv(out, out, 3))
 
@@ -73,8 +75,9 @@ class DigitsMobile(nn.Module):
         widths = [Choice("stem.width", (16, 24, 32)), Choice("stage1.width", (32, 48, 64)),
                   Choice("stage2.width", (64, 96, 128))]  # fmt: skip
         self.stem = _conv(in_channels, widths[0], 3)
-        self.stage1 = Stage("stage1", widths[0], widths[1], stride=1)
-        self.stage2 = Stage("stage2", widths[1], widths[2], stride=2)
+        self.stage1 = Stage("stage1", widths[0], widths[1], kernels=(3, 5))
+        # On maps of 2x2 a larger kernel than 3 would only see padding.
+        self.stage2 = Stage("stage2", widths[1], widths[2], kernels=(3,))
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.head = elastic.Linear(widths[2], num_classes)
 

@@ -20,8 +20,10 @@ __all__ = ["histogram", "initialise_activation", "initialise_weight", "search_ra
 
 _CANDIDATES = tuple(1 - 0.01 * index for index in range(80))
 _POWER = 2.4
-_BINS = 16384
+_BINS = 4096
 _SAMPLE = 1 << 20
+_CHUNK = 1 << 18
+"""Numbers worked on at once: what stays in a core's cache."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +51,15 @@ def histogram(x: Tensor) -> tuple[Tensor, Tensor]:
     return centres[used].reshape(1, -1), (counts[used] / counts.sum()).reshape(1, -1)
 
 
-def _error(x: Tensor, shares: Tensor | None, step: Tensor, zero: Tensor, low: int, high: int) -> Tensor:
-    q = (x / step).add_(zero).round_().clamp_(low, high).sub_(zero).mul_(step)
-    e = q.sub_(x).abs_().pow_(_POWER)
-    return e.mean(1) if shares is None else (e * shares).sum(1)
+def _errors(x: Tensor, shares: Tensor | None, step: Tensor, zero: Tensor | None, low: int, high: int) -> Tensor:
+    """The criterion ``[candidates, groups]`` for steps and zero-points ``[candidates, groups, 1]``."""
+    q = x / step
+    if zero is not None:
+        q = q.add_(zero).round_().clamp_(low, high).sub_(zero)
+    else:
+        q = q.round_().clamp_(low, high)
+    e = q.mul_(step).sub_(x).abs_().pow_(_POWER)
+    return e.mean(2) if shares is None else e.mul_(shares).sum(2)
 
 
 def search_range(x: Tensor, low: int, high: int, symmetric: bool, shares: Tensor | None = None) -> Range:
@@ -64,26 +71,22 @@ def search_range(x: Tensor, low: int, high: int, symmetric: bool, shares: Tensor
         symmetric: Whether the zero-point stays 0.
         shares: Weights ``[groups, n]`` of the values; ``None``: all equal.
     """
-    smallest, largest = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
-    smallest, largest = smallest.clamp_max(0), largest.clamp_min(0)
+    smallest, largest = x.amin(1, keepdim=True).clamp_max(0), x.amax(1, keepdim=True).clamp_min(0)
+    factors = torch.tensor(_CANDIDATES, device=x.device).reshape(-1, 1, 1)
     extent = torch.maximum(-smallest, largest)
-    best = torch.full((x.shape[0],), torch.inf, device=x.device)
-    best_step = torch.ones_like(best)
-    best_zeta = torch.zeros_like(best)
-    for factor in _CANDIDATES:
-        if symmetric:
-            step = factor * (extent if low == 0 else 2 * extent) / (high - low)
-            zeta = torch.zeros_like(step)
-        else:
-            step = factor * (largest - smallest) / (high - low)
-            zeta = low - factor * smallest / step.clamp_min(STEP_FLOOR)
-        step = step.clamp_min(STEP_FLOOR)
-        error = _error(x, shares, step, zeta.round().clamp(low, high), low, high)
-        better = error < best
-        best = torch.where(better, error, best)
-        best_step = torch.where(better, step[:, 0], best_step)
-        best_zeta = torch.where(better, zeta[:, 0], best_zeta)
-    return Range(best_step, best_zeta, best)
+    spread = (extent if low == 0 else 2 * extent) if symmetric else largest - smallest
+    steps = (factors * spread / (high - low)).clamp_min(STEP_FLOOR)
+    zetas = torch.zeros_like(steps) if symmetric else low - factors * smallest / steps
+    zeros = None if symmetric else zetas.round().clamp(low, high)
+    at_once = max(1, _CHUNK // x.numel())
+    parts = [
+        _errors(x, shares, steps[i : i + at_once], None if zeros is None else zeros[i : i + at_once], low, high)
+        for i in range(0, len(steps), at_once)
+    ]
+    errors = torch.cat(parts)
+    best = errors.argmin(0, keepdim=True)
+    picked = [tensor[:, :, 0].expand_as(errors).gather(0, best)[0] for tensor in (steps, zetas)]
+    return Range(picked[0], picked[1], errors.gather(0, best)[0])
 
 
 def _write(form: WeightForm | ActivationForm, found: Range) -> None:

@@ -93,6 +93,7 @@ class Trainer:
         self.channels_last = (
             fast_channels_last(self.device) if config.channels_last == "auto" else config.channels_last
         )
+        self._parameters = list(supernet.parameters())  # walking the modules at every step takes longer than clipping
         self.optimizer = build_optimizer(supernet, config)
         self.scheduler = build_scheduler(self.optimizer, config, self.steps_per_epoch)
         self.epoch = 0
@@ -221,7 +222,7 @@ class Trainer:
         return logits.float()  # losses are computed in fp32 whatever the layers used
 
     def _move(self, paths: list[Path], losses: list[Tensor], step: int, totals: _Totals) -> None:
-        used = [parameter for parameter in self.supernet.parameters() if parameter.grad is not None]
+        used = [parameter for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in used if parameter.grad is not None])
         # One transfer per step, before the weights move: what is on disk and in memory stays the last good state.
         values = torch.stack([*losses, norm.to(losses[0])]).tolist()

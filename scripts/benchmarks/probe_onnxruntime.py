@@ -23,6 +23,7 @@ from nasq.deploy import bundle, parity
 from nasq.deploy.bench import environment
 from nasq.deploy.onnx import export
 from nasq.deploy.runtimes import kernel_counts, run_cut
+from nasq.errors import ArtifactError
 from nasq.quant.program import Add, Conv, Linear, Program
 from tests.deploy.programs import KINDS, Maker, random_input, random_program, residual_program
 
@@ -78,7 +79,9 @@ def kernel(kind: str, grids: Iterable[tuple[float, int]], out: tuple[float, int]
     nodes.append(helper.make_node("QuantizeLinear", ["r", "sy", "zy"], ["y"]))
     output = helper.make_tensor_value_info("y", TensorProto.UINT8, None)
     graph = helper.make_graph(nodes, "kernel", inputs, [output], constants)
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7).SerializeToString()
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=7)
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def scales(rng: np.random.Generator, count: int, near_ties: bool) -> list[float]:
@@ -150,15 +153,16 @@ def global_pools(rng: np.random.Generator, sets: int) -> Iterable[tuple[NDArray[
         yield got, {name: clip(np.rint(value) + zy) for name, value in formulas.items()}
 
 
-def window_pools(rng: np.random.Generator, sets: int) -> Iterable[tuple[NDArray[Any], Formulas]]:
-    """QLinearAveragePool on windows smaller than the map: it adds floats, so nasq writes a depthwise convolution."""
+def window_pools(rng: np.random.Generator, sets: int, depthwise: bool) -> Iterable[tuple[NDArray[Any], Formulas]]:
+    """Windows smaller than the map: QLinearAveragePool, or the depthwise QLinearConv that nasq writes instead."""
     for index in range(sets):
         size = (2, 3)[index % 2]
         sx, sy = (f32(scale) for scale in scales(rng, 2, True))
         zx, zy, n = zero(rng), zero(rng), f32(size * size)
         x = np.clip(zx + rng.integers(-16, 17, (8, 32, 18, 18)), 0, 255).astype(np.uint8)
         model = kernel("AveragePool", [(sx, zx)], (sy, zy), kernel_shape=[size, size])
-        assert kernel_counts(model) == {"QLinearAveragePool": 1}
+        model = as_convolution(model, 32, size) if depthwise else model
+        assert set(kernel_counts(model)) - {"Transpose"} == {"QLinearConv" if depthwise else "QLinearAveragePool"}
         views = np.lib.stride_tricks.sliding_window_view(x.astype(np.int64) - zx, (size, size), axis=(2, 3))
         taps = views.reshape(*views.shape[:4], -1)
         acc, real = taps.sum(-1).astype(f32), np.zeros(taps.shape[:-1], f32)
@@ -168,10 +172,24 @@ def window_pools(rng: np.random.Generator, sets: int) -> Iterable[tuple[NDArray[
             run_cut(model, {"x0": x}),
             {
                 "rne(((sum of floats) / n) / sy + zy)": clip(np.rint(real / n / sy + f32(zy))),
-                "rne(((sum of floats) / n) / sy) + zy": clip(np.rint(real / n / sy) + zy),
                 "rne(sum * (sx / (sy n))) + zy": clip(np.rint(acc * (sx / (sy * n))) + zy),
+                "rne(sum * ((sx (1/n)) / sy)) + zy": clip(np.rint(acc * (sx * (f32(1) / n) / sy)) + zy),
             },
         )
+
+
+def as_convolution(pool: bytes, channels: int, size: int) -> bytes:
+    """The same model with ``AveragePool`` replaced by a depthwise ``Conv`` of ones with the scale ``fp32(1 / n)``."""
+    model = onnx.load_model_from_string(pool)
+    share = np.full(channels, f32(1) / f32(size * size), f32)
+    weight = numpy_helper.from_array(np.ones((channels, 1, size, size), np.int8), "w")
+    model.graph.initializer.extend([weight, numpy_helper.from_array(share, "v")])
+    nodes = list(model.graph.node)
+    nodes[1] = helper.make_node("Conv", [nodes[1].input[0], "x"], ["r"], group=channels)
+    del model.graph.node[:]
+    model.graph.node.extend([helper.make_node("DequantizeLinear", ["w", "v"], ["x"], axis=0), *nodes])
+    data: bytes = model.SerializeToString()
+    return data
 
 
 def concats(rng: np.random.Generator, sets: int) -> Iterable[tuple[NDArray[Any], Formulas]]:
@@ -231,7 +249,7 @@ def extreme(groups: int, kernel_size: int) -> Program:
 
 
 def forms() -> None:
-    """What keeps a layer in float, or brings it back."""
+    """What keeps a layer in float, or brings it back; the last two rows differ by version and are asserted nowhere."""
     program = residual_program(0, 4, 4)
     total = Counter(type(op) for op in program.ops)
     base = kernel_counts(export(program))
@@ -254,8 +272,14 @@ def forms() -> None:
             if node.op_type == "DequantizeLinear" and len(node.input) > 2 and node.input[2].startswith("n"):
                 del node.input[2]
 
-    expect(count(vectors, "QLinearAdd") == 0, "scales of shape [1] keep every sum in float")
-    expect(count(no_zero_point, "QGemm") == 0, "Gemm without a weight zero-point stays in float")
+    for what, change, name in (
+        ("scales of shape [1]", vectors, "QLinearAdd"),
+        ("Gemm without a weight zero-point", no_zero_point, "QGemm"),
+    ):
+        try:
+            print(f"{what:64s} {count(change, name):>20d}  {name}")
+        except ArtifactError as error:
+            print(f"{what:64s} {'refused':>20s}  {error.__cause__}")
 
 
 def main() -> None:
@@ -269,7 +293,9 @@ def main() -> None:
     network("weights and inputs at their extremes", [extreme(*case) for case in ((1, 1), (1, 3), (64, 3), (4, 3))], 20)
     compare("QLinearAdd", sums(rng, 150), "rne(fma(qa, ra, fma(qb, rb, f)))")
     compare("QLinearGlobalAveragePool", global_pools(rng, 80), "sum * (sx / (sy n))")
-    compare("QLinearAveragePool", window_pools(rng, 24), "rne(((sum of floats) / n) / sy + zy)", "avoided by nasq")
+    floats, integers = "rne(((sum of floats) / n) / sy + zy)", "rne(sum * ((sx (1/n)) / sy)) + zy"
+    compare("QLinearAveragePool", window_pools(rng, 24, depthwise=False), floats, "avoided by nasq")
+    compare("window as QLinearConv", window_pools(rng, 24, depthwise=True), integers)
     compare("QLinearConcat", concats(rng, 60), "rne((sx (q - zx)) / sy) + zy")
     forms()
     if failures:

@@ -66,6 +66,21 @@ def test_the_dequantized_output_holds_the_integers_exactly() -> None:
     np.testing.assert_array_equal(np.rint(real / tensor.scale) + tensor.zero_point, integers)
 
 
+@pytest.mark.parametrize("ratio", [2 / 3, 2 / 9, 1 / 2, 3 / 4, 1.1])
+def test_a_window_is_pooled_as_a_depthwise_convolution_even_at_ties(ratio: float) -> None:
+    maker = Maker(np.random.default_rng(0))
+    maker.avg_pool(maker.input((3, 20, 20)), (3, 3), (1, 1), bits=8)
+    source, pool = maker.ops
+    grid = replace(pool.output, scale=float(np.float32(np.float32(source.output.scale) * np.float32(ratio))))
+    program = replace(maker.program(), ops=[source, replace(pool, output=grid)])
+    steps = np.random.default_rng(1).integers(0, 60, (30, 3, 20, 20))
+    views = np.lib.stride_tricks.sliding_window_view(steps, (3, 3), axis=(2, 3)).sum((-1, -2)).astype(np.float32)
+    sx, sy, share = np.float32(source.output.scale), np.float32(grid.scale), np.float32(1) / np.float32(9)
+    right = np.clip(np.rint(views * (sx * share / sy)) + grid.zero_point, grid.low, grid.high)
+    got = OnnxRuntime(export(program)).run((steps * sx).astype(np.float32))
+    assert int((got != right).sum()) == 0
+
+
 def test_the_second_output_changes_no_fusion() -> None:
     data = export(residual_program(0, 4, 4))
     alone = onnx.load_model_from_string(data)

@@ -60,7 +60,7 @@ def test_sizes_that_disagree_name_both_layers(first: tuple[int, ...], second: tu
     net = sequential(
         elastic.Conv2d(3, Choice("a", first), 3), nn.ReLU(), elastic.Conv2d(Choice("b", second), 4, 3), nn.ReLU()
     )
-    with pytest.raises(InputError, match=r"sizes disagree: '2' takes \d input channels, and '0' gives it \d.*same choice"):
+    with pytest.raises(InputError, match=r"sizes disagree: '2'.*'0'"):
         quantize(net, images(1))
 
 

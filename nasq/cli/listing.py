@@ -1,0 +1,149 @@
+"""Commands that list what is installed: spaces, proxies, targets, and the state of this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from nasq.cli.output import Output
+
+__all__ = ["add_commands"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+
+targets_app = typer.Typer(invoke_without_command=True, help="Targets, and whether a space can be shipped to one.")
+
+
+def _space_row(name: str) -> dict[str, Any]:
+    from nasq import plugins
+    from nasq.supernet import Supernet
+
+    factory = plugins.load("search_spaces", name)
+    info = plugins.space_info(factory)
+    size = Supernet(factory()).space.size
+    return {"name": name, "size": size, "data": info.data, "source": info.source}
+
+
+def spaces(
+    name: Annotated[str | None, typer.Argument(help="Show the choices of one space.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """List the installed search spaces, or the choices of one."""
+    from nasq import plugins
+
+    output = Output(json, quiet)
+    if name is None:
+        rows = [_space_row(one) for one in plugins.installed("search_spaces")]
+        shown = [{**row, "size": _scientific(row["size"])} for row in rows]
+        output.table(shown, value=rows)
+        return
+    from nasq.supernet import Supernet
+
+    space = Supernet(plugins.load("search_spaces", name)()).space
+    rows = [
+        {"choice": choice.name, "options": " ".join(map(str, choice.options)), "default": str(choice.default)}
+        for choice in space.choices
+    ]
+    output.table(rows, title=f"{name}: {_scientific(space.size)} subnets before bits")
+
+
+def _scientific(size: int) -> str:
+    return f"{size:,}" if size < 10**9 else f"{float(size):.2e}"
+
+
+def proxies(json: Json = False, quiet: Quiet = False) -> None:
+    """List the installed zero-cost proxies."""
+    from nasq import plugins
+
+    rows = []
+    for name in plugins.installed("proxies"):
+        proxy = plugins.load("proxies", name)
+        needs = [text for text, needed in (("data", proxy.needs.data), ("labels", proxy.needs.labels)) if needed]
+        rows.append({"name": name, "needs": ", ".join(needs) or "nothing", "reference": proxy.reference})
+    Output(json, quiet).table(rows)
+
+
+@targets_app.callback()
+def targets(context: typer.Context, json: Json = False, quiet: Quiet = False) -> None:
+    """List the targets."""
+    if context.invoked_subcommand is not None:
+        return
+    from nasq import targets as known
+
+    rows = []
+    for name in known.names():
+        target = known.load(name)
+        bits = f"{min(target.weight_bits)}-{max(target.weight_bits)}"
+        rows.append({"name": name, "runtime": target.runtime, "bits": bits, "sums": target.add,
+                     "description": target.description})  # fmt: skip
+    Output(json, quiet).table(rows)
+
+
+@targets_app.command("check")
+def check(
+    space: Annotated[str, typer.Argument(metavar="SPACE", help="An installed search space.")],
+    target: Annotated[str, typer.Option(help="Which target.")] = "onnxruntime-cpu",
+    subnets: Annotated[int, typer.Option(min=2, help="How many untrained subnets to export and run.")] = 4,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Export untrained subnets of a space, run them, and say per layer what the target does with it."""
+    from nasq import plugins
+    from nasq import targets as known
+
+    output = Output(json, quiet)
+    known.load(target)
+    factory = plugins.load("search_spaces", space)
+    import torch
+
+    from nasq.quant import quantize
+    from nasq.run.check import check_target, noise, require_passed
+    from nasq.supernet import Supernet
+
+    shape = plugins.space_info(factory).input_shape
+    options = {"weight_symmetry": ("symmetric", "asymmetric"), "activation_symmetry": ("symmetric", "asymmetric")}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = factory()
+    supernet = Supernet(quantize(network, torch.zeros(1, *shape), target, **options), space)
+    found = check_target(supernet, noise(shape, 64), Supernet(network), subnets)
+    rows: list[dict[str, object]] = [
+        {"layer": one.path, "kind": one.kind, "kernel": "integer" if one.integer else "float",
+         "integers": "equal" if one.exact else "DIFFER"}
+        for one in found.layers
+    ]  # fmt: skip
+    output.table(rows, title=f"{space} on {target}: {found.differing} of {found.total} final integers differ", value=_plain(found))
+    if not json:
+        for text in [f"removed: {one}" for one in found.removed] + [f"slow: {one}" for one in found.slow]:
+            output.log(text)
+        if found.speedup is not None:
+            output.log(f"largest subnet, batch 1, one thread: {found.speedup:.2f}x the speed of fp32")
+    require_passed(found)
+
+
+def _plain(found: Any) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {**asdict(found), "passed": found.passed}
+
+
+def doctor(json: Json = False, quiet: Quiet = False) -> None:
+    """What is installed, what this machine can do, and what to install for more."""
+    from nasq.cli.doctor import findings
+
+    rows = findings()
+    Output(json, quiet).table(rows)
+    if any(row["state"] == "missing" for row in rows):
+        raise typer.Exit(1)
+
+
+def add_commands(app: typer.Typer) -> None:
+    """Adds this module's commands to the program."""
+    app.command()(spaces)
+    app.command()(proxies)
+    app.add_typer(targets_app, name="targets")
+    app.command()(doctor)
+

@@ -1,0 +1,261 @@
+"""The command line. Commands are thin: they read options, call the library, and hand the result to the output."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from nasq.cli.output import Output
+from nasq.errors import NasqError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="nasq",
+    help="Neural architecture search with quantization supernets, exported bit for bit.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+RunPath = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
+
+
+@app.command()
+def run(
+    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration file.")] = None,
+    preset: Annotated[str | None, typer.Option(help="A configuration that comes with nasq, such as digits.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The run's directory; default runs/NAME.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    data_root: Annotated[Path | None, typer.Option(help="Where the images are (data.root).")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Allow downloading the images.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The whole flow: check the target, train, search, export, benchmark, report."""
+    from nasq.run.config import load_config
+
+    output = Output(json, quiet)
+    changes = list(set_ or [])
+    if data_root is not None:
+        changes.append(f"data.root={data_root.resolve()}")
+    if download:
+        changes.append("data.download=true")
+    if config is None and preset is None:
+        preset = "digits"
+        output.log("no configuration given: taking --preset digits")
+    settings = load_config(config, preset, changes)
+    directory = out or Path("runs") / (preset if config is None else config.stem)  # type: ignore[operator]
+    from nasq.cli.progress import RunProgress
+    from nasq.run.directory import RunDirectory
+    from nasq.run.flow import run_flow
+
+    with RunProgress(output) as progress:
+        made = RunDirectory.create(directory, settings, resume, progress.event)
+        with made:
+            facts = run_flow(made, progress.step)
+    output.result(facts, _ending(facts))
+
+
+def _ending(facts: dict[str, Any]) -> str:
+    sizes = facts.get("sizes", {})
+    ratio = sizes.get("ratio model.safetensors")
+    smaller = f" ({1 / ratio:.1f}x smaller than fp32)" if ratio else ""
+    lines = [
+        f"best subnet      {facts['subnet']}",
+        f"test accuracy    {100 * facts['test_accuracy']:.2f} % (exported file, {facts['test_images']} images)",
+        f"size             {facts['weights_bytes'] / 1000:.1f} kB weights{smaller}, {facts['onnx_bytes'] / 1000:.1f} kB ONNX",
+    ]
+    if "latency_ms" in facts:
+        lines.append(f"latency          {facts['latency_ms']:.3f} ms (onnxruntime, batch {facts['latency_batch']})")
+    return "\n".join([*lines, f"best bundle      {facts['best']}", f"report           {facts['report']}"])
+
+
+def _stage(directory: Path, name: str, output: Output) -> Any:
+    from nasq.cli.progress import RunProgress
+    from nasq.run.directory import RunDirectory
+    from nasq.run.flow import open_workshop, stage
+
+    with RunProgress(output) as progress:
+        opened = RunDirectory.open(directory, progress.event)
+        with opened:
+            workshop = open_workshop(opened)
+            return opened, stage(opened, workshop, name, progress.step)
+
+
+@app.command()
+def train(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
+    """Train the supernet of a run, or go on training it."""
+    output = Output(json, quiet)
+    opened, _ = _stage(directory, "train", output)
+    output.result({"supernet": str(opened.supernet)}, f"supernet         {opened.supernet}")
+
+
+@app.command()
+def search(
+    directory: RunPath,
+    explain: Annotated[bool, typer.Option("--explain", help="Only say how much survives the constraints.")] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Search the trained supernet of a run."""
+    output = Output(json, quiet)
+    if explain:
+        from nasq.run.assemble import assemble
+        from nasq.run.directory import RunDirectory
+        from nasq.run.search import explanation
+
+        found = explanation(assemble(RunDirectory.open(directory).config()))
+        output.result(
+            None if found is None else found.to_json(), "no constraints" if found is None else found.text()
+        )
+        return
+    opened, _ = _stage(directory, "search", output)
+    _show_run(opened, output)
+
+
+@app.command("export")
+def export_(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
+    """Export the best subnets of a run, each through the parity gate."""
+    output = Output(json, quiet)
+    opened, made = _stage(directory, "export", output)
+    rows = [
+        {"subnet": one.subnet.id, "validation": one.validation, "differing": one.report.differing,
+         "of": one.report.total, "bundle": str(one.directory)}
+        for one in made
+    ]  # fmt: skip
+    output.table(rows)
+
+
+@app.command()
+def bench(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
+    """Time the best exported subnet of a run beside its fp32 form."""
+    output = Output(json, quiet)
+    _, found = _stage(directory, "bench", output)
+    rows = [
+        {"candidate": row["candidate"], "batch": row["batch"], "median ms": row["median"], "p95 ms": row["p95"],
+         "images/s": row["throughput"], "peak MiB": row["peak_mib"]}
+        for row in found["rows"]
+    ]  # fmt: skip
+    output.table(rows, value=found)
+
+
+@app.command()
+def report(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
+    """Write report.html of a run, as far as it has come."""
+    from nasq.run.directory import RunDirectory
+    from nasq.run.summary import report as write
+
+    output = Output(json, quiet)
+    path = write(RunDirectory.open(directory))
+    output.result({"report": str(path)}, f"report           {path}")
+
+
+@app.command()
+def pick(
+    directory: RunPath,
+    limit: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Such as 'bitops<=2M'; repeatable.")] = None,
+    max_bytes: Annotated[str | None, typer.Option(help="Such as 20k.")] = None,
+    max_bitops: Annotated[str | None, typer.Option(help="Such as 5M.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """The best evaluated subnet within limits, without searching again."""
+    from nasq.run.directory import RunDirectory
+    from nasq.run.search import search_results
+    from nasq.search import parse_bound
+    from nasq.search import pick as pick_record
+
+    output = Output(json, quiet)
+    goals, records = search_results(RunDirectory.open(directory))
+    texts = list(limit or [])
+    texts += [f"{name}<={value}" for name, value in (("bytes", max_bytes), ("bitops", max_bitops)) if value]
+    known = records[0].values if records else {}
+    record = pick_record(records, goals, [parse_bound(text, known) for text in texts])
+    rows: list[dict[str, object]] = [{"name": name, "value": value} for name, value in record.values.items()]
+    output.table(rows, title=f"subnet {record.subnet.id}",
+                 value={"id": record.subnet.id, "subnet": dict(record.subnet), "values": dict(record.values)})  # fmt: skip
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported bundle.")],
+    images: Annotated[int, typer.Option(min=1, help="How many random inputs to compare on.")] = 256,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Repeat the parity check of a bundle on this machine."""
+    import numpy as np
+
+    from nasq.deploy import bundle as bundles
+    from nasq.deploy import parity
+
+    output = Output(json, quiet)
+    program = bundles.read(bundle)
+    spec = program.ops[0].output
+    low, high = ((bound - spec.zero_point) * spec.scale for bound in (spec.low, spec.high))
+    rng = np.random.default_rng(seed)
+    inputs = rng.uniform(low, high, (images, *spec.shape)).astype(np.float32)
+    found = parity.check(bundle, inputs)
+    output.result(found.to_json(), found.summary())
+    if not found.passed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(metavar="BUNDLE|RUN", help="A bundle or a run directory.")],
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """What a bundle or a run holds."""
+    output = Output(json, quiet)
+    if (path / "config.yaml").exists():
+        from nasq.run.directory import RunDirectory
+
+        _show_run(RunDirectory.open(path), output)
+        return
+    from nasq.cli.showing import bundle_rows
+
+    rows, facts = bundle_rows(path)
+    output.table(rows, title=f"{facts['space']} for {facts['target']}", value=facts)
+
+
+def _show_run(opened: Any, output: Output) -> None:
+    from nasq.cli.showing import run_rows
+
+    rows, facts = run_rows(opened)
+    output.table(rows, title=f"{opened.path}: {facts['evaluated']} subnets evaluated", value=facts)
+
+
+def _register() -> None:
+    """Commands that list what is installed live in a module of their own."""
+    from nasq.cli.listing import add_commands
+
+    add_commands(app)
+
+
+_register()
+
+
+def main() -> None:
+    """Entry point: one clear line for what nasq refuses, exit code 1 (failed) or 2 (bad input)."""
+    try:
+        app(standalone_mode=True)
+    except NasqError as error:
+        sys.stderr.write(f"nasq: {error}\n")
+        raise SystemExit(error.exit_code) from None
+    except KeyboardInterrupt:
+        sys.stderr.write("nasq: interrupted; the same command with --resume goes on\n")
+        raise SystemExit(130) from None
+    except BrokenPipeError:
+        sys.stderr.close()
+        raise SystemExit(1) from None

@@ -1,0 +1,72 @@
+"""What the terminal shows: tables, progress and one clear line for an error. The only place in nasq that prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["Output"]
+
+_WIDTH = 80
+
+
+class Output:
+    """Where a command writes: results to stdout, everything else to stderr.
+
+    Args:
+        as_json: Results are one JSON document on stdout.
+        quiet: No progress and no tables; errors and JSON only.
+    """
+
+    def __init__(self, as_json: bool, quiet: bool) -> None:
+        self.as_json, self.quiet = as_json, quiet
+
+    def console(self, stderr: bool = False) -> Console:
+        """A rich console; piped output is 80 columns wide."""
+        from rich.console import Console
+
+        stream = sys.stderr if stderr else sys.stdout
+        return Console(file=stream, width=None if stream.isatty() else _WIDTH, highlight=False, soft_wrap=False)
+
+    def log(self, text: str) -> None:
+        """A line of progress on stderr."""
+        if not self.quiet:
+            self.console(stderr=True).print(text, markup=False)
+
+    def result(self, value: object, text: str = "") -> None:
+        """The result: JSON, or ``text``."""
+        if self.as_json:
+            sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+        elif text and not self.quiet:
+            sys.stdout.write(text.rstrip("\n") + "\n")
+
+    def table(self, rows: Sequence[Mapping[str, object]], title: str = "", value: object = None) -> None:
+        """Rows as a table, or as JSON (``value``, if it holds more than the table shows)."""
+        if self.as_json:
+            self.result(list(rows) if value is None else value)
+            return
+        if self.quiet:
+            return
+        from rich.table import Table
+
+        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        columns = list(rows[0]) if rows else []
+        for column in columns:
+            numeric = all(isinstance(row[column], (int, float)) for row in rows)
+            table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+        for row in rows:
+            table.add_row(*(_cell(row[column]) for column in columns))
+        self.console().print(table)
+
+
+def _cell(value: Any) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))

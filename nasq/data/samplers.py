@@ -23,7 +23,10 @@ class DataSampler(Protocol):
     """
 
     def indices(self, epoch: int) -> Tensor:
-        """The samples of ``epoch`` (from 0) in order: int64 ``[n]`` on the CPU. Repetitions are allowed."""
+        """The samples of ``epoch`` (from 0) in order: int64 ``[n]`` on the CPU, ``n`` the size of the data set.
+
+        Repetitions are allowed.
+        """
         ...
 
     def weights(self, indices: Tensor) -> Tensor | None:

@@ -239,12 +239,17 @@ def _fma(q: Any, r: np.float32, c: Any) -> Any:
 
 
 def _avg_pool(op: dict[str, Any], given: list[Bytes], sources: list[dict[str, Any]]) -> Bytes:
-    """``clip(rne(fp32(sum(q_x - z_x)) * fp32(s_x / fp32(s_y * count))) + z_y)``."""
+    """``clip(rne(fp32(sum(q_x - z_x)) * M) + z_y)``.
+
+    ``M`` is ``fp32(s_x / fp32(s_y * count))`` over the whole map, ``fp32(fp32(s_x * fp32(1 / count)) / s_y)`` in windows.
+    """
     x = given[0].astype(np.int64) - sources[0]["zero_point"]
     total = np.zeros((len(x), *op["output"]["shape"]), np.int64)
     for tap in _taps(x.transpose(0, 2, 3, 1), op["kernel"], op["stride"], [1, 1], op["output"]["shape"][1:]):
         total += tap.transpose(0, 3, 1, 2)
-    ratio = f32(sources[0]["scale"]) / (f32(op["output"]["scale"]) * f32(prod(op["kernel"])))
+    step, scale, count = f32(sources[0]["scale"]), f32(op["output"]["scale"]), f32(prod(op["kernel"]))
+    whole = list(op["kernel"]) == list(x.shape[2:])
+    ratio = step / (scale * count) if whole else (step * (f32(1) / count)) / scale
     return _place(np.rint(total.astype(f32) * ratio), op["output"])
 
 

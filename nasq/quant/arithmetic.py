@@ -22,6 +22,7 @@ __all__ = [
     "fake_quantize",
     "integer_layer",
     "is_wide",
+    "pool_multiplier",
     "requantize",
     "round_ste",
     "to_integers",
@@ -204,6 +205,18 @@ def add_integers(
     zero_a, zero_b, zero_y = (torch.as_tensor(z, dtype=torch.float32, device=a.device) for z in zeros)
     fixed = zero_y - _fma(ratio_a, zero_a, ratio_b * zero_b)
     return _fma(a, ratio_a, _fma(b, ratio_b, fixed)).round_().clamp_(low, high)
+
+
+def pool_multiplier(step_in: Tensor, step_out: Tensor, count: int, whole: bool) -> Tensor:
+    """What turns the sum over a window of ``count`` integers into output steps, fp32.
+
+    Args:
+        whole: Whether the window is the whole map: the runtime has a kernel of its own for that, while windows run as
+            a depthwise convolution of ones, which multiplies in another order.
+    """
+    if whole:
+        return step_in / (step_out * float(count))
+    return (step_in * torch.tensor(1.0 / count, dtype=torch.float32, device=step_in.device)) / step_out
 
 
 def gradient_scale(numel: int, high: int) -> float:

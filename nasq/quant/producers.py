@@ -250,9 +250,9 @@ class AvgPoolProducer(Producer):
             return self.finish(y.flatten(1) if self.squeeze else y, x)
         assert x.grid is not None
         grid = self.output_grid()
-        count = kernel[0] * kernel[1]
         total = F.avg_pool2d(x.centred(), kernel, stride, divisor_override=1)
-        multiplier = x.grid.step / (grid.step * float(count))
+        whole = tuple(kernel) == tuple(x.data.shape[2:])
+        multiplier = arithmetic.pool_multiplier(x.grid.step, grid.step, kernel[0] * kernel[1], whole)
         integers = (total * multiplier).round_().add_(grid.zero_point).clamp_(grid.low, grid.high)
         made = self.record(
             x, integers, grid, program.AvgPool, (x,), self.path, kernel=tuple(kernel), stride=tuple(stride)

@@ -8,7 +8,9 @@ of torch, of choices or of training. `docs/integer_arithmetic.md` defines what e
   ``M = fp32(fp32(s_x * weight_scale) / s_y)``.
 * ``add``:  ``clip(rne(fma(q_a, r_a, fma(q_b, r_b, f))), low, high)``, ``r = fp32(s / s_y)``,
   ``f = z_y - fma(r_a, z_a, fp32(r_b * z_b))``.
-* ``avg_pool``:  ``clip(rne(fp32(sum(q_x - z_x)) * fp32(s_x / fp32(s_y * count))) + z_y, low, high)``.
+* ``avg_pool``:  ``clip(rne(fp32(sum(q_x - z_x)) * M) + z_y, low, high)``; over the whole map
+  ``M = fp32(s_x / fp32(s_y * count))``, in windows ``M = fp32(fp32(s_x * fp32(1 / count)) / s_y)``, as a depthwise
+  convolution of ones computes (the runtime's own kernel for windows adds floats).
 * ``max_pool``, ``reshape``: on the integers; the output keeps the scale and zero-point of the input.
 * ``clip``: ``clip(q_x, low, high)``; keeps scale and zero-point (a ReLU behind a tensor that is already quantized).
 * ``concat``: an input whose scale and zero-point differ is requantized: ``clip(rne(fp32(s_x * (q_x - z_x)) / s_y) + z_y)``.

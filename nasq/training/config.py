@@ -59,7 +59,7 @@ class TrainConfig:
     threads: int | None = None
     """torch's CPU threads while training; ``None`` leaves them. Another number may change the last bits."""
     checkpoint_every: int = 1
-    """Epochs between checkpoints; the last epoch always gets one."""
+    """Epochs between checkpoints; the last epoch of a run always gets one."""
 
     def __post_init__(self) -> None:
         for name, allowed, holds in _RULES:

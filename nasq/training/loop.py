@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet, UniformSampler
-from nasq.errors import TrainingError
+from nasq.errors import InputError, TrainingError
 from nasq.training import checkpoint
 from nasq.training.config import TrainConfig
 from nasq.training.losses import PathLoss, teachers
@@ -64,7 +64,7 @@ class Trainer:
         supernet: Supernet,
         data: DataSet,
         config: TrainConfig,
-        directory: pathlib.Path | None = None,
+        directory: pathlib.Path | str | None = None,
         mode: str | None = None,
         device: torch.device | str = "cpu",
         on_event: Callable[[Event], None] | None = None,
@@ -82,7 +82,7 @@ class Trainer:
         self.mode = mode
         self.on_event = on_event
         self.on_step = on_step
-        self.prefix = None if directory is None else directory / "checkpoint"
+        self.prefix = None if directory is None else pathlib.Path(directory) / "checkpoint"
         self.split = data.train.to(self.device)
         policy = AugmentPolicy.for_data(data.name) if augment is None else augment
         self.augment = Augment(policy, stream(config.seed, "augmentation"))
@@ -122,7 +122,7 @@ class Trainer:
 
         Raises:
             TrainingError: A loss or a gradient is NaN or infinite; the checkpoint of the last epoch is kept.
-            InputError: The checkpoint is that of another data set, config, space or network.
+            InputError: The checkpoint is that of another data set, config, space or network; a sampler gave nothing.
             ArtifactError: The checkpoint is corrupt.
         """
         if not self._started and self.prefix is not None and checkpoint.exists(self.prefix):
@@ -134,7 +134,7 @@ class Trainer:
         try:
             with _threads(self.config.threads), self._state.layer_stream():
                 while self.epoch < last:
-                    self._one_epoch()
+                    self._one_epoch(last)
         except BaseException:
             self._started = False  # the epoch is broken off: another run() goes on from the checkpoint
             raise
@@ -142,13 +142,11 @@ class Trainer:
             self.supernet.train(was_training)
         return self.history
 
-    def _one_epoch(self) -> None:
+    def _one_epoch(self, last: int) -> None:
         event = self._train_epoch()
         self.epoch += 1
         self.history.append(event)
-        if self.prefix is not None and (
-            self.epoch % self.config.checkpoint_every == 0 or self.epoch == self.config.epochs
-        ):
+        if self.prefix is not None and (self.epoch % self.config.checkpoint_every == 0 or self.epoch == last):
             checkpoint.save(self.prefix, *self._state.capture())
         self._tell(event)
 
@@ -170,6 +168,11 @@ class Trainer:
         self.path_sampler.on_epoch(self.epoch)
         indices = self.data_sampler.indices(self.epoch)
         steps = len(indices) // self.batch_size
+        if steps == 0:
+            raise InputError(
+                f"the data sampler gave {len(indices)} samples for epoch {self.epoch}, less than a batch of "
+                f"{self.batch_size}; it has to give as many as the data set has, {len(self.split)}"
+            )
         totals = _Totals(self.device)
         began = time.perf_counter()
         for step in range(steps):
@@ -191,6 +194,8 @@ class Trainer:
     def _step(self, indices: Tensor, step: int, totals: _Totals) -> None:
         images, labels, weights = self._batch(indices)
         paths = self.path_sampler.step()
+        if not paths:
+            raise InputError("the path sampler gave no subnet for a step; it has to give at least one")
         taught_by = teachers(paths)
         outputs: list[Tensor] = []
         losses: list[Tensor] = []

@@ -85,7 +85,11 @@ def slow_avg_pool(op: AvgPool, q: list[NDArray[Any]], made: list[Tensor], at: tu
     total = 0
     for i, j in product(range(op.kernel[0]), range(op.kernel[1])):
         total += int(q[0][channel, row * op.stride[0] + i, column * op.stride[1] + j]) - made[0].zero_point
-    ratio = fp32(exact(made[0].scale) / fp32(exact(op.output.scale) * op.kernel[0] * op.kernel[1]))
+    count = op.kernel[0] * op.kernel[1]
+    if op.kernel == made[0].shape[1:]:
+        ratio = fp32(exact(made[0].scale) / fp32(exact(op.output.scale) * count))
+    else:
+        ratio = fp32(fp32(exact(made[0].scale) * fp32(Fraction(1, count))) / exact(op.output.scale))
     return clip(round(fp32(fp32(Fraction(total)) * ratio)) + op.output.zero_point, op.output)
 
 

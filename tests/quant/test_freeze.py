@@ -146,7 +146,7 @@ class TwoInputs(nn.Module):
 @pytest.mark.parametrize("option", ["one", "two"])
 def test_what_the_output_does_not_depend_on_is_not_in_the_program(option: str) -> None:
     """A branch that ignores an input: its last operation is the output's, and nothing dead is shipped."""
-    network = quantize(TwoInputs(), images(1))
+    network = quantize(TwoInputs(), images(1), activation_bits=(8,))
     calibrate(network, images(8))
     supernet = Supernet(network).eval()
     with supernet.activate({"pick": option}):

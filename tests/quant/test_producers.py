@@ -81,7 +81,7 @@ def test_a_sum_is_onnxruntimes_kernel_in_exact_fractions(seed: int, activation: 
     real = real if signed else real.clamp(0, 6.0 if activation == "relu6" else None)
     step, zero = grid.fixed()
     inside = real.clamp((grid.low - zero) * step, (grid.high - zero) * step)
-    assert float((made.real() - inside).abs().max()) <= 0.5001 * step
+    assert float((made.real() - inside).abs().max()) <= 0.501 * step
 
 
 def test_the_real_numbers_of_a_sum_in_both_forms() -> None:
@@ -134,20 +134,19 @@ def test_an_input_already_on_the_grid_of_a_concatenation_is_copied() -> None:
     assert torch.equal(made.data, torch.cat([x.data, x.data], 1))
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", ["relu", "relu6"])
-@pytest.mark.parametrize("seed", range(4))
-def test_an_activation_behind_a_quantized_tensor_clips_its_integers(kind: Any, activation: Any, seed: int) -> None:
+def test_an_activation_behind_a_quantized_tensor_clips_its_integers(activation: Any) -> None:
     """And the fake form stays on the grid: six is seldom a multiple of the step."""
-    x = value(kind, seed)
-    grid = Grid(x.grid.step * 20, x.grid.zero_point, x.grid.low, x.grid.high, x.grid.bits)
-    x = Value(x.data, "integer", grid)
-    made = same_in_both_forms(Clip("clip", activation), x)
-    step, zero = grid.fixed()
-    high = min(grid.high, zero + round(6 / step)) if activation == "relu6" else grid.high
-    assert np.array_equal(ints(made), ints(x).clip(max(grid.low, zero), high))
-    fake = Clip("clip", activation)(as_fake(x))
-    assert torch.equal(fake.data, made.real()), "the fake form left the grid"
+    for seed in range(24):
+        drawn = value(KINDS[seed % 6], seed)
+        grid = Grid(drawn.grid.step * 20, drawn.grid.zero_point, drawn.grid.low, drawn.grid.high, drawn.grid.bits)
+        x = Value(drawn.data, "integer", grid)
+        made = same_in_both_forms(Clip("clip", activation), x)
+        step, zero = grid.fixed()
+        high = min(grid.high, zero + round(6 / step)) if activation == "relu6" else grid.high
+        assert np.array_equal(ints(made), ints(x).clip(max(grid.low, zero), high))
+        fake = Clip("clip", activation)(as_fake(x)).data
+        assert torch.equal(fake, made.real()), f"the fake form left the grid of seed {seed}"
 
 
 def test_max_pool_keeps_the_grid_and_padding_never_wins() -> None:

@@ -39,16 +39,17 @@ def _timeless(history: list[dict[str, Any]]) -> list[dict[str, Any]]:
 )
 def test_resume_gives_the_same_bits(tmp_path: FilePath, config: TrainConfig) -> None:
     data = tiny_data()
-    straight = FakeSupernet(dropout=0.3)
+    straight = FakeSupernet(seed=1, dropout=0.3)
     history = Trainer(straight, data, config).run()
 
-    Trainer(FakeSupernet(dropout=0.3), data, config, tmp_path).run(until=2)
-    torch.rand(7)  # what the global stream does in between must not matter
+    for until in (1, 3):
+        assert len(Trainer(FakeSupernet(seed=until, dropout=0.3), data, config, tmp_path).run(until)) == until
+        torch.rand(7)  # what the global stream does in between must not matter
     resumed = FakeSupernet(seed=123, dropout=0.3)
     trainer = Trainer(resumed, data, config, tmp_path)
     again = trainer.run()
 
-    assert not _same(straight, FakeSupernet(dropout=0.3))
+    assert not _same(straight, FakeSupernet(seed=1, dropout=0.3))
     assert _same(straight, resumed)
     assert _timeless(again) == _timeless(history)
     finished = FakeSupernet(seed=9, dropout=0.3)
@@ -270,6 +271,16 @@ def test_importance_samplers_fit_the_interfaces_and_resume(tmp_path: FilePath) -
     assert _same(straight.supernet, resumed.supernet)
     assert torch.equal(straight.data_sampler.statistic, resumed.data_sampler.statistic)
     assert straight.path_sampler.norm == resumed.path_sampler.norm
+
+
+def test_samplers_that_give_nothing_are_named() -> None:
+    few = UniformSampler(10, stream(0, "data"))
+    with pytest.raises(InputError, match=r"gave 10 samples for epoch 0, less than a batch of 32; .* has, 96"):
+        Trainer(FakeSupernet(), tiny_data(), CONFIG, data_sampler=few).run()
+    none = Uniform(FakeSpace(), stream(0, "paths"))
+    none.paths = 0
+    with pytest.raises(InputError, match="path sampler gave no subnet"):
+        Trainer(FakeSupernet(), tiny_data(), CONFIG, path_sampler=none).run()
 
 
 class Exploding(FakeSupernet):

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from nasq.version import __version__
 
 if TYPE_CHECKING:
-    from nasq import cost, data, deploy, elastic, quant, search, space, targets, training
+    from nasq import cost as cost
+    from nasq import data, deploy, elastic, quant, search, space, targets, training
     from nasq.space import Choice, SearchSpace, Subnet
     from nasq.supernet import BNState, Supernet
 

@@ -56,7 +56,9 @@ class _Costs(Flow):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.totals: dict[str, Ints] = {name: np.zeros(self.count, dtype=np.int64) for name in ("params", "macs", "bitops", "bytes")}
+        self.totals: dict[str, Ints] = {
+            name: np.zeros(self.count, dtype=np.int64) for name in ("params", "macs", "bitops", "bytes")
+        }
         self.weighted = {name: np.zeros(self.count, dtype=np.int64) for name in ("w", "w_bits", "a", "a_bits")}
         self.counted: dict[tuple[str, int], Bools] = {}
 
@@ -127,7 +129,9 @@ class _Costs(Flow):
             return inputs[0].dims[-1]
         assert isinstance(node.module, (Conv2d, nn.Conv2d))
         sizes = conv_geometry(node.module, self)
-        return np.asarray(np.broadcast_to(sizes["in"] // sizes["groups"] * sizes["kernel"][0] * sizes["kernel"][1], (self.count,)))
+        return np.asarray(
+            np.broadcast_to(sizes["in"] // sizes["groups"] * sizes["kernel"][0] * sizes["kernel"][1], (self.count,))
+        )
 
 
 class CostModel:
@@ -147,7 +151,9 @@ class CostModel:
         if isinstance(supernet.module, QuantizedNetwork):
             self.graph: Graph = supernet.module.graph
         elif example is None:
-            raise InputError("the network is not quantized: give CostModel an example input, whose size the costs depend on.")
+            raise InputError(
+                "the network is not quantized: give CostModel an example input, whose size the costs depend on."
+            )
         else:
             self.graph = trace(supernet.module, example)
 

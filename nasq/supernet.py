@@ -183,7 +183,9 @@ class Supernet(nn.Module):
         try:
             self.module.load_state_dict(load_tensors(path.read_bytes()))
         except (OSError, SafetensorError, RuntimeError) as error:
-            raise ArtifactError(f"{path} cannot be read: {str(error).splitlines()[0]}. It is corrupt or truncated.") from error
+            raise ArtifactError(
+                f"{path} cannot be read: {str(error).splitlines()[0]}. It is corrupt or truncated."
+            ) from error
 
 
 def _quantized(module: nn.Module) -> bool:

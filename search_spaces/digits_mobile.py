@@ -37,8 +37,12 @@ class InvertedResidual(nn.Module):
 
 
 def _conv(
-    in_channels: int | Expression, out: int | Expression, kernel: int | Expression, stride: int = 1,
-    groups: int | Expression = 1, act: bool = True,
+    in_channels: int | Expression,
+    out: int | Expression,
+    kernel: int | Expression,
+    stride: int = 1,
+    groups: int | Expression = 1,
+    act: bool = True,
 ) -> nn.Sequential:
     layers: list[nn.Module] = [
         elastic.Conv2d(in_channels, out, kernel, stride, groups=groups, bias=False),

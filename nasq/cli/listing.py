@@ -104,18 +104,24 @@ def check(
     from nasq.supernet import Supernet
 
     shape = plugins.space_info(factory).input_shape
-    options = {"weight_symmetry": ("symmetric", "asymmetric"), "activation_symmetry": ("symmetric", "asymmetric")}
+    every = ("symmetric", "asymmetric")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = factory()
-    supernet = Supernet(quantize(network, torch.zeros(1, *shape), target, **options), space)
+    supernet = Supernet(
+        quantize(network, torch.zeros(1, *shape), target, weight_symmetry=every, activation_symmetry=every), space
+    )
     found = check_target(supernet, noise(shape, 64), Supernet(network), subnets)
     rows: list[dict[str, object]] = [
         {"layer": one.path, "kind": one.kind, "kernel": "integer" if one.integer else "float",
          "integers": "equal" if one.exact else "DIFFER"}
         for one in found.layers
     ]  # fmt: skip
-    output.table(rows, title=f"{space} on {target}: {found.differing} of {found.total} final integers differ", value=_plain(found))
+    output.table(
+        rows,
+        title=f"{space} on {target}: {found.differing} of {found.total} final integers differ",
+        value=_plain(found),
+    )
     if not json:
         for text in [f"removed: {one}" for one in found.removed] + [f"slow: {one}" for one in found.slow]:
             output.log(text)
@@ -146,4 +152,3 @@ def add_commands(app: typer.Typer) -> None:
     app.command()(proxies)
     app.add_typer(targets_app, name="targets")
     app.command()(doctor)
-

@@ -113,9 +113,7 @@ def search(
         from nasq.run.search import explanation
 
         found = explanation(assemble(RunDirectory.open(directory).config()))
-        output.result(
-            None if found is None else found.to_json(), "no constraints" if found is None else found.text()
-        )
+        output.result(None if found is None else found.to_json(), "no constraints" if found is None else found.text())
         return
     opened, _ = _stage(directory, "search", output)
     _show_run(opened, output)
@@ -125,7 +123,7 @@ def search(
 def export_(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
     """Export the best subnets of a run, each through the parity gate."""
     output = Output(json, quiet)
-    opened, made = _stage(directory, "export", output)
+    _, made = _stage(directory, "export", output)
     rows = [
         {"subnet": one.subnet.id, "validation": one.validation, "differing": one.report.differing,
          "of": one.report.total, "bundle": str(one.directory)}

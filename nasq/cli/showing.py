@@ -20,7 +20,9 @@ def bundle_rows(path: Path) -> tuple[list[dict[str, object]], dict[str, Any]]:
     for op in program.ops:
         weights = f"{op.weight_bits} bits x {op.weight.size:,}" if isinstance(op, Linear) else ""
         shape = "x".join(map(str, op.output.shape))
-        rows.append({"layer": op.path, "kind": type(op).__name__, "weights": weights, "output": shape, "bits": op.output.bits})
+        rows.append(
+            {"layer": op.path, "kind": type(op).__name__, "weights": weights, "output": shape, "bits": op.output.bits}
+        )
     meta = dict(program.meta)
     facts = {"target": program.target, "space": meta.get("space", "?"), "meta": meta, "layers": rows,
              "files": {file.name: file.stat().st_size for file in sorted(path.iterdir())}}  # fmt: skip

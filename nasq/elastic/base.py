@@ -17,7 +17,16 @@ from torch import nn
 from nasq.errors import InputError
 from nasq.space import Choice, Expression, Option, choices_of, value_of
 
-__all__ = ["Condition", "Container", "ElasticModule", "Size", "elastic_modules", "evaluating", "extract", "share_active"]
+__all__ = [
+    "Condition",
+    "Container",
+    "ElasticModule",
+    "Size",
+    "elastic_modules",
+    "evaluating",
+    "extract",
+    "share_active",
+]
 
 Size = int | Expression
 Condition = tuple[tuple[str, frozenset[Option]], ...]
@@ -38,7 +47,10 @@ class ElasticModule(nn.Module):
     def holds(self, *sizes: Size) -> None:
         """Declares the sizes this module reads; their choices become the module's own."""
         found = {choice.name: choice for size in sizes for choice in choices_of(size)}
-        self.own_choices = (*self.own_choices, *(c for n, c in found.items() if n not in {o.name for o in self.own_choices}))
+        self.own_choices = (
+            *self.own_choices,
+            *(c for n, c in found.items() if n not in {o.name for o in self.own_choices}),
+        )
 
     def value(self, size: Size) -> int:
         """The size under the active options."""

@@ -17,7 +17,9 @@ from nasq.space import maximum_of_size
 __all__ = ["Conv2d", "plain_conv"]
 
 
-def plain_conv(weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, dilation: int, groups: int) -> nn.Conv2d:
+def plain_conv(
+    weight: Tensor, bias: Tensor | None, *, stride: int, padding: int, dilation: int, groups: int
+) -> nn.Conv2d:
     """A torch convolution that owns copies of ``weight`` ``[out, in/groups, k, k]`` and ``bias`` ``[out]``."""
     out_channels, in_per_group, kernel, _ = weight.shape
     conv = nn.Conv2d(
@@ -102,7 +104,9 @@ class Conv2d(ElasticModule):
         """Active stride, padding, dilation and groups, as torch's functional convolution takes them."""
         kernel = self.value(self.kernel_size)
         if self.padding == "same" and kernel % 2 == 0:
-            raise InputError(f"padding='same' needs an odd kernel, got {kernel}. Give the padding as a number of pixels.")
+            raise InputError(
+                f"padding='same' needs an odd kernel, got {kernel}. Give the padding as a number of pixels."
+            )
         padding = self.dilation * (kernel - 1) // 2 if self.padding == "same" else self.padding
         return {
             "stride": self.value(self.stride),

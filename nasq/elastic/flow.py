@@ -45,7 +45,7 @@ class Sized:
     @property
     def numel(self) -> Ints:
         """Number of elements per image."""
-        return np.prod(np.stack(self.dims), axis=0)
+        return np.asarray(np.prod(np.stack(self.dims), axis=0))
 
 
 def conv_geometry(module: nn.Module, flow: Flow) -> dict[str, Any]:
@@ -109,7 +109,9 @@ class Flow:
             if node.kind == "input":
                 continue
             found = [values[source] for source in node.inputs]
-            output = self._container(node, found, running) if node.kind == "container" else self._sized(node, found, running)
+            output = (
+                self._container(node, found, running) if node.kind == "container" else self._sized(node, found, running)
+            )
             values[node] = output
             self.visit(node, found, output, running)
         return values[graph.output]
@@ -230,9 +232,7 @@ _RULES = {
 
 def example_inputs(flow: Flow, graph: Graph) -> list[Sized]:
     """The graph's inputs at the sizes of the traced example."""
-    return [
-        Sized(tuple(flow.lookup(size) for size in node.shape), flow.lookup(32), node.path) for node in graph.inputs
-    ]
+    return [Sized(tuple(flow.lookup(size) for size in node.shape), flow.lookup(32), node.path) for node in graph.inputs]
 
 
 def check_sizes(graph: Graph, space: SearchSpace, samples: int = 256) -> None:

@@ -55,7 +55,7 @@ class _ValueProxy(fx.Proxy):
         return len(self.value)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self[index] for index in range(len(self.value))])
+        return iter([operator.getitem(self, index) for index in range(len(self.value))])
 
 
 class _ValueTracer(fx.Tracer):
@@ -115,16 +115,18 @@ def _pair(value: Any) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def _max_pool(kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False,
-              **_: Any) -> tuple[Kind, dict[str, Any]]:
+def _max_pool(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, **_: Any
+) -> tuple[Kind, dict[str, Any]]:
     if _pair(dilation) != (1, 1) or ceil_mode:
         return "other", {}
     kernel = _pair(kernel_size)
     return "max_pool", {"kernel": kernel, "stride": _pair(stride or kernel), "padding": _pair(padding)}
 
 
-def _avg_pool(kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any,
-              **__: Any) -> tuple[Kind, dict[str, Any]]:
+def _avg_pool(
+    kernel_size: Any, stride: Any = None, padding: Any = 0, ceil_mode: bool = False, *_: Any, **__: Any
+) -> tuple[Kind, dict[str, Any]]:
     if _pair(padding) != (0, 0) or ceil_mode:
         return "other", {}
     kernel = _pair(kernel_size)
@@ -191,7 +193,7 @@ def _is_flatten(node: fx.Node, before: Any, after: Any) -> bool:
     args = node.args[1:]
     sizes = args[0] if len(args) == 1 and isinstance(args[0], (tuple, list)) else args
     first = sizes[0] if sizes else node.kwargs.get("start_dim")
-    return first == 1 if name == "flatten" else isinstance(first, _Batch) or first == -1
+    return bool(first == 1 if name == "flatten" else isinstance(first, _Batch) or first == -1)
 
 
 def _is_spatial_mean(node: fx.Node, before: Any) -> bool:

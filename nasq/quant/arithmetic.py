@@ -46,7 +46,7 @@ class _FakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, scale: float) -> Tensor:
         y = x * step.reciprocal().to(x.dtype)
-        y = y.clamp_(low, high).round_().mul_(step.to(x.dtype))
+        y.clamp_(low, high).round_().mul_(step.to(x.dtype))  # type: ignore[arg-type]
         ctx.save_for_backward(x, y, step, *(b for b in (low, high) if isinstance(b, Tensor)))
         ctx.bounds, ctx.scale = (low, high), scale
         return y
@@ -62,9 +62,13 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             inside = torch.where((x > low * step) & (x < high * step), g, 0)
         outside = g - inside
-        grad_step = ((inside * (y - x)).float() + (outside * y).float()).sum_to_size(step.shape) if step.numel() > 1 else (
-            torch.dot(inside.flatten(), (y - x).flatten()) + torch.dot(outside.flatten(), y.flatten())
-        ).to(step.dtype).reshape(step.shape)
+        grad_step = (
+            ((inside * (y - x)).float() + (outside * y).float()).sum_to_size(step.shape)
+            if step.numel() > 1
+            else (torch.dot(inside.flatten(), (y - x).flatten()) + torch.dot(outside.flatten(), y.flatten()))
+            .to(step.dtype)
+            .reshape(step.shape)
+        )
         grad_bound = None
         if isinstance(low, Tensor):
             # Both bounds are (integer - zero_point): moving the zero-point moves what is clipped, by one step.
@@ -85,7 +89,7 @@ def fake_quantize(x: Tensor, step: Tensor, low: Tensor | float, high: Tensor | f
     Returns:
         Values on the grid, in the dtype of ``x``. The gradient of ``x`` is 1 inside the range and 0 outside.
     """
-    result: Tensor = _FakeQuantize.apply(x, step, low, high, scale)  # type: ignore[no-untyped-call]
+    result: Tensor = _FakeQuantize.apply(x, step, low, high, scale)
     return result
 
 
@@ -170,8 +174,13 @@ def is_wide(weight: Tensor, low: int, high: int, zero_point: int) -> bool:
 
 
 def requantize(
-    accumulator: Tensor, layer: IntegerLayer, step_in: Tensor, step_out: Tensor, zero_point: float | Tensor,
-    low: int, high: int,
+    accumulator: Tensor,
+    layer: IntegerLayer,
+    step_in: Tensor,
+    step_out: Tensor,
+    zero_point: float | Tensor,
+    low: int,
+    high: int,
 ) -> Tensor:
     """``clip(rne(fp32(acc + bias) * M) + zero_point)`` with ``M = fp32(fp32(step_in * scale) / step_out)``.
 
@@ -190,8 +199,12 @@ def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
 
 
 def add_integers(
-    a: Tensor, b: Tensor, steps: tuple[Tensor, Tensor, Tensor], zeros: tuple[float | Tensor, float | Tensor, float | Tensor],
-    low: int, high: int,
+    a: Tensor,
+    b: Tensor,
+    steps: tuple[Tensor, Tensor, Tensor],
+    zeros: tuple[float | Tensor, float | Tensor, float | Tensor],
+    low: int,
+    high: int,
 ) -> Tensor:
     """The sum as onnxruntime's QLinearAdd computes it, container integers in and out.
 

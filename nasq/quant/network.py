@@ -126,7 +126,9 @@ def freeze(network: nn.Module, example: Tensor | None = None, meta: Mapping[str,
         InputError: The network is not quantized.
     """
     if not isinstance(network, QuantizedNetwork):
-        raise InputError(f"{type(network).__name__} is not a quantized network. Pass it through nasq.quant.quantize first.")
+        raise InputError(
+            f"{type(network).__name__} is not a quantized network. Pass it through nasq.quant.quantize first."
+        )
     recorder = Recorder()
     device = next(network.parameters()).device
     x = torch.zeros(1, *network.example_shape, device=device) if example is None else example[:1]

@@ -54,8 +54,15 @@ class MaxPool(nn.Module):
             return x.on(data, x.grid)
         assert x.grid is not None
         return Producer.record(
-            x, data, x.grid, program.MaxPool, (x,), self.path,
-            kernel=self.kernel, stride=self.stride, padding=self.padding,
+            x,
+            data,
+            x.grid,
+            program.MaxPool,
+            (x,),
+            self.path,
+            kernel=self.kernel,
+            stride=self.stride,
+            padding=self.padding,
         )
 
 

@@ -22,7 +22,15 @@ from nasq.quant.layers import AnyLayer, AnyNorm, Unit
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from nasq.quant.value import Grid, Recorder, Value
 
-__all__ = ["Activation", "AddProducer", "AvgPoolProducer", "ConcatProducer", "InputProducer", "LayerProducer", "Producer"]
+__all__ = [
+    "Activation",
+    "AddProducer",
+    "AvgPoolProducer",
+    "ConcatProducer",
+    "InputProducer",
+    "LayerProducer",
+    "Producer",
+]
 
 Activation = Literal["none", "relu", "relu6"]
 
@@ -50,7 +58,7 @@ class Producer(nn.Module):
 
     def output_grid(self) -> Grid:
         """The grid of the tensor made, with the activation in its bounds."""
-        grid = cast(ActivationForm, self.quantizer.form()).grid()
+        grid = self.quantizer.form().grid()
         if self.activation == "none" or isinstance(grid.zero_point, Tensor):
             return grid
         # An unsigned grid begins at real 0, which is the ReLU; ReLU6 bounds it from above as well.
@@ -66,14 +74,21 @@ class Producer(nn.Module):
             if value.mode == "calibrate":
                 initialise_activation(self.quantizer, y)
             return value.on(y, None)
-        form = cast(ActivationForm, self.quantizer.form())
+        form = self.quantizer.form()
         if self.activation == "relu6":
             y = y.clamp_max(6.0)
         return value.on(form.fake(y, form.grid()), self.output_grid())
 
     @staticmethod
-    def record(value: Value, integers: Tensor, grid: Grid, kind: type[program.Op], inputs: tuple[Value, ...], path: str,
-               **fields: Any) -> Value:
+    def record(
+        value: Value,
+        integers: Tensor,
+        grid: Grid,
+        kind: type[program.Op],
+        inputs: tuple[Value, ...],
+        path: str,
+        **fields: Any,
+    ) -> Value:
         """A value of the integer pass, written to the recorder if there is one."""
         made = value.on(integers, grid)
         recorder = value.recorder
@@ -107,8 +122,13 @@ class LayerProducer(Producer):
     norm: AnyNorm | None
 
     def __init__(
-        self, path: str, layer: AnyLayer, norm: AnyNorm | None, activation: Activation,
-        weight_quantizer: WeightQuantizer | WeightForm, quantizer: ActivationQuantizer | ActivationForm,
+        self,
+        path: str,
+        layer: AnyLayer,
+        norm: AnyNorm | None,
+        activation: Activation,
+        weight_quantizer: WeightQuantizer | WeightForm,
+        quantizer: ActivationQuantizer | ActivationForm,
     ) -> None:
         super().__init__(path, quantizer, activation)
         self.weight_quantizer = weight_quantizer
@@ -130,7 +150,7 @@ class LayerProducer(Producer):
         return self.finish(y if self.norm is None else self.norm(y), x)
 
     def _fake(self, x: Value) -> Tensor:
-        form = cast(WeightForm, self.weight_quantizer.form())
+        form = self.weight_quantizer.form()
         weight = form.fake(layers.weight_of(self.layer, x.data), layers.norm_sign(self.norm))
         bias = layers.bias_of(self.layer)
         if self.norm is not None and self.norm.training:
@@ -159,7 +179,7 @@ class LayerProducer(Producer):
     def integers(self, x: Value, grid: Grid) -> arithmetic.IntegerLayer:
         """The integer weights, scales and biases of the active form."""
         assert x.grid is not None
-        form = cast(WeightForm, self.weight_quantizer.form())
+        form = self.weight_quantizer.form()
         weight = layers.weight_of(self.layer, x.data)
         slope, offset = layers.affine(self.norm, layers.bias_of(self.layer), weight.shape[0], weight)
         sign = torch.where(slope < 0, -1.0, 1.0).float()
@@ -184,7 +204,7 @@ class LayerProducer(Producer):
         return self._record(x, integers, grid, found, wide)
 
     def _record(self, x: Value, integers: Tensor, grid: Grid, found: arithmetic.IntegerLayer, wide: bool) -> Value:
-        form = cast(WeightForm, self.weight_quantizer.form())
+        form = self.weight_quantizer.form()
         if not form.symmetric:
             raise InputError(
                 f"the layer {self.path!r} has asymmetric weights, which no exported form holds yet. Choose symmetric "
@@ -221,8 +241,12 @@ class AddProducer(Producer):
         assert a.grid is not None and b.grid is not None
         grid = self.output_grid()
         integers = arithmetic.add_integers(
-            a.data, b.data, (a.grid.step, b.grid.step, grid.step),
-            (a.grid.zero_point, b.grid.zero_point, grid.zero_point), grid.low, grid.high,
+            a.data,
+            b.data,
+            (a.grid.step, b.grid.step, grid.step),
+            (a.grid.zero_point, b.grid.zero_point, grid.zero_point),
+            grid.low,
+            grid.high,
         )
         return self.record(a, integers, grid, program.Add, (a, b), self.path)
 
@@ -236,8 +260,12 @@ class AvgPoolProducer(Producer):
     """
 
     def __init__(
-        self, path: str, quantizer: ActivationQuantizer | ActivationForm, activation: Activation,
-        window: tuple[tuple[int, int], tuple[int, int]] | None, squeeze: bool,
+        self,
+        path: str,
+        quantizer: ActivationQuantizer | ActivationForm,
+        activation: Activation,
+        window: tuple[tuple[int, int], tuple[int, int]] | None,
+        squeeze: bool,
     ) -> None:
         super().__init__(path, quantizer, activation)
         self.window, self.squeeze = window, squeeze

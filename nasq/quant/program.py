@@ -27,7 +27,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Add", "AvgPool", "Clip", "Concat", "Conv", "Input", "Linear", "MaxPool", "Op", "Program", "Reshape", "Tensor"]
+__all__ = [
+    "Add",
+    "AvgPool",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Input",
+    "Linear",
+    "MaxPool",
+    "Op",
+    "Program",
+    "Reshape",
+    "Tensor",
+]
 
 
 @dataclass(frozen=True)
@@ -152,6 +165,7 @@ class Program:
 
     @property
     def output(self) -> Tensor:
+        """The network's output."""
         return self.ops[-1].output
 
     def tensor(self, name: str) -> Tensor:

@@ -59,7 +59,12 @@ class WeightQuantizer(_Quantizer):
     """
 
     def __init__(
-        self, path: str, channels: int, bits: Sequence[int] | Choice, granularity: Sequence[str], symmetry: Sequence[str]
+        self,
+        path: str,
+        channels: int,
+        bits: Sequence[int] | Choice,
+        granularity: Sequence[str],
+        symmetry: Sequence[str],
     ) -> None:
         super().__init__()
         all_bits = self.decide("bits", f"{path}.weight_bits", bits, ordered=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -57,14 +57,15 @@ class Workshop:
 
 def _factory(config: RunConfig) -> Callable[..., nn.Module]:
     factory = plugins.load("search_spaces", config.space)
-    assert callable(factory)
-    return factory
+    return cast("Callable[..., nn.Module]", factory)
 
 
 def build_network(config: RunConfig, data: DataSet) -> nn.Module:
     """The search space's network for the data's classes and channels, with weights drawn from the run's seed."""
     arguments: dict[str, Any] = {
-        "num_classes": len(data.classes), "in_channels": data.input_shape[0], **config.space_arguments
+        "num_classes": len(data.classes),
+        "in_channels": data.input_shape[0],
+        **config.space_arguments,
     }
     seed = int(torch.randint(2**62, (), generator=stream(config.seed, "initialisation")))
     with torch.random.fork_rng(devices=[]):
@@ -78,9 +79,7 @@ def build_network(config: RunConfig, data: DataSet) -> nn.Module:
 def load_images(config: RunConfig) -> DataSet:
     """The run's images: those the configuration names, or the space's own."""
     name = config.data.name or plugins.space_info(_factory(config)).data
-    return load_data(
-        name, config.data.root, config.data.download, config.data.seed, config.data.validation
-    )
+    return load_data(name, config.data.root, config.data.download, config.data.seed, config.data.validation)
 
 
 def assemble(config: RunConfig) -> Workshop:

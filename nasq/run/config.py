@@ -38,7 +38,7 @@ class QuantizationConfig(_Part):
     weight_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
     activation_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
     first_last_bits: int | None = 8
-    calibration_images: int = Field(512, ge=1)
+    calibration_images: int = Field(default=512, ge=1)
 
 
 class SearchConfig(_Part):
@@ -47,26 +47,27 @@ class SearchConfig(_Part):
     objectives: tuple[str, ...] = ("accuracy", "bytes")
     constraints: tuple[str, ...] = ()
     algorithm: Literal["nsga2", "random"] = "nsga2"
-    evaluations: int = Field(200, ge=1)
-    population: int = Field(40, ge=2)
-    recalibration_images: int = Field(1024, ge=1)
-    batch_size: int = Field(512, ge=1)
-    latency_batch: int = Field(1, ge=1)
+    evaluations: int = Field(default=200, ge=1)
+    population: int = Field(default=40, ge=2)
+    recalibration_images: int = Field(default=1024, ge=1)
+    batch_size: int = Field(default=512, ge=1)
+    latency_batch: int = Field(default=1, ge=1)
 
 
 class BenchConfig(_Part):
     """What is timed; see :func:`nasq.deploy.bench.bench_bundle`."""
 
     batch_sizes: tuple[int, ...] = (1, 64)
-    threads: int = Field(1, ge=1)
-    repeats: int = Field(30, ge=6)
+    threads: int = Field(default=1, ge=1)
+    repeats: int = Field(default=30, ge=6)
 
 
 class RunConfig(_Part):
     """A whole run.
 
     ``warmup`` and ``train`` are settings of :class:`nasq.training.TrainConfig`: first the float supernet, then the
-    quantized one. Without ``warmup`` quantized training starts from random weights.
+    quantized one. Without ``warmup`` quantized training starts from random weights. With ``train_inside_constraints``
+    the random subnets of quantized training keep the search's constraints.
     """
 
     space: str = "digits_mobile"
@@ -77,12 +78,15 @@ class RunConfig(_Part):
     quantization: QuantizationConfig = QuantizationConfig()
     warmup: dict[str, Any] | None = {}
     train: dict[str, Any] = {}
+    train_inside_constraints: bool = False
     search: SearchConfig = SearchConfig()
-    export: int = Field(3, ge=1, description="How many subnets of the front become bundles, the best one included.")
+    export: int = Field(
+        default=3, ge=1, description="How many subnets of the front become bundles, the best one included."
+    )
     bench: BenchConfig = BenchConfig()
     device: str = "cpu"
-    threads: int | None = Field(None, ge=1)
-    seed: int = Field(0, ge=0)
+    threads: int | None = Field(default=None, ge=1)
+    seed: int = Field(default=0, ge=0)
 
     def to_yaml(self) -> str:
         """As YAML, defaults included."""
@@ -176,7 +180,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         found = _parse(path.read_text(), str(path))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the config file {path} cannot be read: {error}. Give a YAML file or --preset NAME.") from error
+        raise InputError(
+            f"the config file {path} cannot be read: {error}. Give a YAML file or --preset NAME."
+        ) from error
     if not isinstance(found, dict):
         raise InputError(f"{path} holds {type(found).__name__}, not keys with values.")
     return found

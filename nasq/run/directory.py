@@ -53,7 +53,10 @@ class RunDirectory:
                 )
             before = run.config()
             if before != config:
-                raise InputError(f"{path} holds a run with another configuration ({_difference(before, config)}). Use its own, or another --out.")
+                raise InputError(
+                    f"{path} holds a run with another configuration ({_difference(before, config)}). Use its own, or "
+                    "another --out."
+                )
             return run
         if path.exists() and any(path.iterdir()):
             raise InputError(f"{path} is not empty and holds no run. Give another directory: --out.")
@@ -85,12 +88,16 @@ class RunDirectory:
         try:
             self._lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
-            raise NasqError(f"cannot write in {self.path}: {error.strerror}. Choose a writable directory: --out.") from error
+            raise NasqError(
+                f"cannot write in {self.path}: {error.strerror}. Choose a writable directory: --out."
+            ) from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             os.close(self._lock)
-            raise InputError(f"another process is working in {self.path}. Wait for it, or give another --out.") from error
+            raise InputError(
+                f"another process is working in {self.path}. Wait for it, or give another --out."
+            ) from error
         return self
 
     def __exit__(

@@ -64,7 +64,9 @@ mean {list(workshop.data.mean)} and std {list(workshop.data.std)}.
 """
 
 
-def export_subnet(workshop: Workshop, evaluation: Evaluation, subnet: Subnet, directory: Path, strict: bool = True) -> Exported:
+def export_subnet(
+    workshop: Workshop, evaluation: Evaluation, subnet: Subnet, directory: Path, strict: bool = True
+) -> Exported:
     """Writes the bundle of a subnet and runs its file through the gate on the validation images.
 
     Args:
@@ -164,4 +166,3 @@ def exported(run: RunDirectory) -> dict[str, Any]:
     index = read_json(path)
     assert isinstance(index, dict)
     return index
-

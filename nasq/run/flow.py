@@ -14,11 +14,11 @@ from nasq.run.assemble import Workshop, assemble, build_network
 from nasq.run.bench import bench
 from nasq.run.check import check_target, require_passed
 from nasq.run.directory import RunDirectory
-from nasq.run.export import export
+from nasq.run.export import export, export_subnet
 from nasq.run.search import Evaluation, explanation, search
 from nasq.run.summary import facts, report
 from nasq.run.train import OnStep, load_trained, train, trained
-from nasq.search import infeasible
+from nasq.search import Record, infeasible
 from nasq.supernet import Supernet
 
 __all__ = ["STAGES", "open_workshop", "run_flow", "stage"]
@@ -69,7 +69,13 @@ def _check(run: RunDirectory, workshop: Workshop) -> None:
 
 
 def _search(run: RunDirectory, workshop: Workshop) -> None:
-    front = search(run, workshop)
+    evaluation = Evaluation(workshop)
+
+    def keep(record: Record) -> None:
+        # best/ is always the best so far, through the gate like every other bundle.
+        export_subnet(workshop, evaluation, record.subnet, run.best)
+
+    front = search(run, workshop, evaluation, keep)
     write_json(run.search / "front.json", [record.subnet.id for record in front])
 
 

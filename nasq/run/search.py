@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from nasq.search import (
     load_results,
     measures,
     parse_constraints,
+    pick,
 )
 from nasq.space import Subnet
 from nasq.supernet import BNState
@@ -52,7 +53,7 @@ class Evaluation:
         data = workshop.data
         device = next(workshop.supernet.parameters()).device
         images = data.train.images[: settings.recalibration_images].to(device)
-        self.batches = [data.normalise(part) for part in images.split(settings.batch_size)]
+        self.batches = [data.normalise(part) for part in torch.split(images, settings.batch_size)]
         self._statistics: dict[tuple[str, int], BNState] = {}
 
     def statistics(self, subnet: Subnet) -> BNState:
@@ -119,7 +120,7 @@ def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
 
 def _algorithm(workshop: Workshop, objectives: Sequence[Objective]) -> Algorithm:
     settings = workshop.config.search
-    kind = {"nsga2": NSGA2, "random": RandomSearch}[settings.algorithm]
+    kind: type[NSGA2] | type[RandomSearch] = NSGA2 if settings.algorithm == "nsga2" else RandomSearch
     return kind(
         workshop.supernet.space,
         objectives,
@@ -129,8 +130,16 @@ def _algorithm(workshop: Workshop, objectives: Sequence[Objective]) -> Algorithm
     )
 
 
-def search(run: RunDirectory, workshop: Workshop, evaluation: Evaluation | None = None) -> tuple[Record, ...]:
+def search(
+    run: RunDirectory,
+    workshop: Workshop,
+    evaluation: Evaluation | None = None,
+    on_better: Callable[[Record], None] | None = None,
+) -> tuple[Record, ...]:
     """Searches, or goes on; ``search/subnets.csv`` is current after each evaluation. Returns the front.
+
+    Args:
+        on_better: Called with the best subnet so far when a generation begins and it is another one than before.
 
     Raises:
         InfeasibleError: The constraints leave nothing; says how much survives each of them.
@@ -139,8 +148,16 @@ def search(run: RunDirectory, workshop: Workshop, evaluation: Evaluation | None 
     objectives = _objectives(workshop, evaluation)
     evaluator = ObjectiveEvaluator(workshop.supernet.space, objectives, list(_measures(workshop).values()))
 
+    told: list[str] = []
+
     def listen(event: Mapping[str, Any]) -> None:
         run.tell(event)
+        if on_better is None or event["event"] != "search.generation" or not study.records:
+            return
+        best = best_record(objectives, study.records)
+        if told[-1:] != [best.subnet.id]:
+            told.append(best.subnet.id)
+            on_better(best)
 
     study = Study(run.search, _algorithm(workshop, objectives), evaluator, on_event=listen)
     return study.run(workshop.config.search.evaluations).front
@@ -157,6 +174,4 @@ def search_results(run: RunDirectory) -> tuple[tuple[Goal, ...], tuple[Record, .
 
 def best_record(goals: Sequence[Goal], records: Sequence[Record]) -> Record:
     """The best by the first goal; ties go to the next goals."""
-    from nasq.search import pick
-
     return pick(records, goals)

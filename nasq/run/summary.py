@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +65,11 @@ def _cards(found: Mapping[str, Any]) -> list[Fact]:
     if "subnet" in found:
         cards += [
             Fact("Best subnet", found["subnet"]),
-            Fact("Test accuracy", f"{100 * found['test_accuracy']:.2f} %", f"exported file, {found['test_images']} images"),
+            Fact(
+                "Test accuracy",
+                f"{100 * found['test_accuracy']:.2f} %",
+                f"exported file, {found['test_images']} images",
+            ),
             Fact("Validation accuracy", f"{100 * found['validation_accuracy']:.2f} %", "selected on"),
             Fact("Weights", f"{found['weights_bytes'] / 1000:,.1f} kB", "model.safetensors"),
             Fact("ONNX file", f"{found['onnx_bytes'] / 1000:,.1f} kB", "model.onnx"),
@@ -82,13 +85,14 @@ def _search(goals: Sequence[Goal], records: Sequence[Record], best: str | None) 
     columns = [Column(name, units.get(name, ""), directions.get(name, "minimize")) for name in records[0].values]
     kept = {record.subnet.id for record in front(records, goals)}
     points = [
-        Point(one.subnet.id, dict(one.values), dict(one.subnet), one.generation, one.subnet.id in kept) for one in records
+        Point(one.subnet.id, dict(one.values), dict(one.subnet), one.generation, one.subnet.id in kept)
+        for one in records
     ]
     x = goals[1].name if len(goals) > 1 else "bytes"
     return Search(columns, points, x, goals[0].name, best)
 
 
-def _bits(program: Program) -> BitMap:
+def _bits(program: Program, subnet: str) -> BitMap:
     layers = []
     for op in program.ops:
         if isinstance(op, Linear):
@@ -96,8 +100,7 @@ def _bits(program: Program) -> BitMap:
             layers.append(LayerBits(op.path, op.weight_bits, op.output.bits, op.weight.size, op.weight.size * area))
         elif type(op).__name__ in {"Input", "Add", "AvgPool", "Concat"}:
             layers.append(LayerBits(op.path, None, op.output.bits))
-    subnet = program.meta.get("subnet", {})
-    return BitMap(json.dumps(subnet), layers)
+    return BitMap(subnet, layers)
 
 
 def _training(events: Sequence[Mapping[str, Any]]) -> Training | None:
@@ -125,7 +128,11 @@ def _bench(found: Mapping[str, Any] | None) -> list[BenchRow] | None:
     sizes = {"onnxruntime int8": "model.onnx", "onnxruntime fp32": "fp32 model.onnx"}
     rows = []
     for row in found["rows"]:
-        model, runtime = ("best subnet", "onnxruntime int8") if row["candidate"].endswith("int8") else ("same in fp32", row["candidate"])
+        model, runtime = (
+            ("best subnet", "onnxruntime int8")
+            if row["candidate"].endswith("int8")
+            else ("same in fp32", row["candidate"])
+        )
         size = found["sizes"].get(sizes.get(row["candidate"], ""))
         rows.append(
             BenchRow(
@@ -148,7 +155,9 @@ def _parity(found: Mapping[str, Any] | None) -> Parity | None:
                     sum(one["differing"] for one in layers), f"{len(layers)} layers"),
         ParityCheck("numbers in the file against the bundle", len(layers), len(found["findings"]), "layers; differences"),
     ]  # fmt: skip
-    kernels = ", ".join(f"{coverage['integer'][kind]} of {total} {kind}" for kind, total in coverage["total"].items() if total)
+    kernels = ", ".join(
+        f"{coverage['integer'][kind]} of {total} {kind}" for kind, total in coverage["total"].items() if total
+    )
     statement = (
         f"The shipped model.onnx, run by {found['runtime']} with all optimizations on, against the independent integer "
         f"reference on the validation images. Integer kernels: {kernels}."
@@ -180,12 +189,12 @@ def collect(run: RunDirectory) -> ReportData:
     events = run.events()
     config = run.config()
     timed = _json(run.path / "bench.json")
-    where = timed["environment"] if timed else environment(config.bench.threads)
+    where: Mapping[str, Any] = timed["environment"] if timed else environment(config.bench.threads)
     search = None
     if (run.search / "state.json").exists():
         goals, records = search_results(run)
         search = _search(goals, records, found.get("subnet")) if records else None
-    versions = {key: str(value) for key, value in dict(where.get("versions", {})).items()}
+    versions = {key: str(value) for key, value in where.get("versions", {}).items()}
     machine = {key: str(value) for key, value in where.items() if key not in {"versions"}}
     return ReportData(
         title=f"{config.space} on {config.target}",
@@ -193,7 +202,9 @@ def collect(run: RunDirectory) -> ReportData:
         run=str(run.path),
         facts=_cards(found),
         search=search,
-        bits=_bits(bundle.read(run.best)) if (run.best / "subnet.json").exists() else None,
+        bits=_bits(bundle.read(run.best), str(found.get("subnet", "")))
+        if (run.best / "subnet.json").exists()
+        else None,
         training=_training(events),
         bench=_bench(timed),
         parity=_parity(_json(run.best / "parity.json")),

@@ -5,15 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from nasq.errors import ArtifactError
 from nasq.quant import calibrate
 from nasq.run.assemble import Workshop
 from nasq.run.directory import RunDirectory
-from nasq.training import TrainConfig, Trainer
+from nasq.run.search import constraints_of
+from nasq.search import sample_feasible
+from nasq.space import Subnet
+from nasq.training import PathSampler, Pooled, TrainConfig, Trainer, stream
 
 __all__ = ["load_trained", "train"]
 
 OnStep = Callable[[str, int, int], None]
+_DRAWS = 16384
+"""Most uniform samples per epoch for subnets inside the constraints; the rest are repaired ones."""
 
 
 def _config(workshop: Workshop, settings: dict[str, Any]) -> TrainConfig:
@@ -31,8 +38,25 @@ def _phase(run: RunDirectory, workshop: Workshop, name: str, settings: dict[str,
         device=workshop.config.device,
         on_event=lambda event: run.tell({**event, "event": f"train.{event['event']}", "phase": name}),
         on_step=None if on_step is None else lambda done, total: on_step(name, done, total),
+        path_sampler=_paths(workshop, _config(workshop, settings)) if name == "quantized" else None,
     )
     trainer.run()
+
+
+def _paths(workshop: Workshop, config: TrainConfig) -> PathSampler | None:
+    """Subnets that keep the search's constraints, drawn anew each epoch; ``None`` for the trainer's own sampler."""
+    constraints = constraints_of(workshop)
+    if not workshop.config.train_inside_constraints or not constraints:
+        return None
+    space = workshop.supernet.space
+    steps = max(1, len(workshop.data.train) // config.batch_size)
+
+    def pool(epoch: int) -> list[Subnet]:
+        rng = np.random.default_rng([config.seed, epoch])
+        rows = sample_feasible(space, constraints, config.paths * steps, rng, draws=_DRAWS).rows
+        return list(space.to_subnets(rows))
+
+    return Pooled(space, stream(config.seed, "paths"), pool, config.paths, config.smallest)
 
 
 def _calibrated(workshop: Workshop) -> None:

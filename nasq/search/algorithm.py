@@ -30,9 +30,17 @@ class Algorithm(Protocol):
     for values that it was not told yet or, where ``done``, that it has nothing left. Values may be told in any order.
     """
 
-    space: SearchSpace
-    objectives: Sequence[Objective]
-    constraints: Sequence[Constraint]
+    @property
+    def space(self) -> SearchSpace:
+        """What is searched."""
+
+    @property
+    def objectives(self) -> Sequence[Objective]:
+        """What is better."""
+
+    @property
+    def constraints(self) -> Sequence[Constraint]:
+        """What every subnet keeps."""
 
     @property
     def generation(self) -> int:

@@ -46,6 +46,8 @@ class TrainConfig:
     """Which subnets a step trains: ``paths`` random ones, or the largest, ``paths`` random ones and the smallest."""
     paths: int = 1
     """Number of random subnets per step; their gradients are summed."""
+    smallest: bool = True
+    """Whether a sandwich ends with the smallest subnet."""
     distill: float = 0.5
     """Weight of the largest subnet's soft labels in the other subnets' loss, 0 to 1; needs ``sandwich``."""
     temperature: float = 1.0
@@ -139,6 +141,7 @@ _RULES: tuple[Rule, ...] = (
     _number("label_smoothing", "a number from 0 to below 1", lambda value: 0 <= value < 1),
     _one_of("sampler", "uniform", "sandwich"),
     _integer("paths", 1),
+    _one_of("smallest", True, False),
     _number("distill", "a number from 0 to 1", lambda value: 0 <= value <= 1),
     _number("temperature", "a number above 0", lambda value: value > 0),
     _one_of("bf16", "auto", True, False),

@@ -90,9 +90,7 @@ class Trainer:
         self.data_sampler = data_sampler or UniformSampler(len(self.split), stream(config.seed, "data"))
         self.loss = loss or PathLoss(config.distill, config.temperature, config.label_smoothing)
         self.bf16 = fast_bf16(self.device) if config.bf16 == "auto" else config.bf16
-        self.channels_last = (
-            fast_channels_last(self.device) if config.channels_last == "auto" else config.channels_last
-        )
+        self.channels_last = fast_channels_last(self.device) if config.channels_last == "auto" else config.channels_last
         self._parameters = list(supernet.parameters())  # walking the modules at every step takes longer than clipping
         self.optimizer = build_optimizer(supernet, config)
         self.scheduler = build_scheduler(self.optimizer, config, self.steps_per_epoch)
@@ -291,7 +289,7 @@ class _Totals:
 def _path_sampler(supernet: Supernet, config: TrainConfig) -> PathSampler:
     generator = stream(config.seed, "paths")
     if config.sampler == "sandwich":
-        return Sandwich(supernet.space, generator, config.paths)
+        return Sandwich(supernet.space, generator, config.paths, config.smallest)
     return Uniform(supernet.space, generator, config.paths)
 
 

@@ -35,9 +35,7 @@ def cross_entropy(
     return (losses * weights).mean()
 
 
-def distillation(
-    student: Tensor, teacher: Tensor, temperature: float = 1.0, weights: Tensor | None = None
-) -> Tensor:
+def distillation(student: Tensor, teacher: Tensor, temperature: float = 1.0, weights: Tensor | None = None) -> Tensor:
     """``T^2 KL(softmax(teacher / T) || softmax(student / T))``, mean over the batch; no gradient to the teacher.
 
     The factor ``T^2`` keeps the gradient's size when the temperature changes (Hinton et al., 2015, section 2).
@@ -92,9 +90,7 @@ class PathLoss:
         taught = distillation(logits, teacher, self.temperature, weights)
         if self.distill == 1:
             return taught
-        return self.distill * taught + (1 - self.distill) * cross_entropy(
-            logits, labels, self.label_smoothing, weights
-        )
+        return self.distill * taught + (1 - self.distill) * cross_entropy(logits, labels, self.label_smoothing, weights)
 
 
 def teachers(paths: Sequence[Path]) -> list[int | None]:

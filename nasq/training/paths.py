@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +13,7 @@ from nasq.errors import InputError
 if TYPE_CHECKING:
     from nasq.space import SearchSpace, Subnet
 
-__all__ = ["LARGEST", "RANDOM", "SMALLEST", "Path", "PathSampler", "Sandwich", "Uniform"]
+__all__ = ["LARGEST", "RANDOM", "SMALLEST", "Path", "PathSampler", "Pooled", "Sandwich", "Uniform"]
 
 LARGEST = "largest"
 RANDOM = "random"
@@ -117,18 +117,63 @@ class Sandwich(Uniform):
         space: Where to draw.
         generator: The stream to draw from; its state is part of the sampler's.
         random: Random subnets between the two, 0 or more.
+        smallest: Whether the smallest ends the step. In a space with very low bit-widths it may be one that no search
+            would ever pick, at the cost of those that one would.
 
     Raises:
         InputError: ``random`` is negative.
     """
 
-    def __init__(self, space: SearchSpace, generator: torch.Generator, random: int = 1) -> None:
+    def __init__(self, space: SearchSpace, generator: torch.Generator, random: int = 1, smallest: bool = True) -> None:
         if random < 0:
             raise InputError(f"random is {random}; allowed: 0 or more random subnets between largest and smallest")
         super().__init__(space, generator)
         self.paths = random
-        self.ends = Path(space.largest(), LARGEST), Path(space.smallest(), SMALLEST)
+        self.first = Path(space.largest(), LARGEST)
+        self.last = [Path(space.smallest(), SMALLEST)] if smallest else []
 
     def step(self) -> list[Path]:
         """Largest, random ones, smallest."""
-        return [self.ends[0], *super().step(), self.ends[1]]
+        return [self.first, *super().step(), *self.last]
+
+
+class Pooled(Sandwich):
+    """A sandwich whose random subnets come from a pool that is made anew each epoch.
+
+    With a pool of subnets that keep a search's constraints, training spends its steps on those the search may return.
+
+    Args:
+        space: Where the largest and the smallest are from.
+        generator: Draws from the pool; its state is part of the sampler's.
+        pool: The pool of an epoch (counted from 0), at least one subnet; a deterministic function, or a resumed
+            training differs.
+        random: Subnets drawn from the pool per step.
+        smallest: See :class:`Sandwich`.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        generator: torch.Generator,
+        pool: Callable[[int], Sequence[Subnet]],
+        random: int = 1,
+        smallest: bool = True,
+    ) -> None:
+        super().__init__(space, generator, random, smallest)
+        self.pool = pool
+        self.members: Sequence[Subnet] = ()
+
+    def on_epoch(self, epoch: int) -> None:
+        """Makes the epoch's pool.
+
+        Raises:
+            InputError: The pool is empty.
+        """
+        self.members = self.pool(epoch)
+        if not self.members:
+            raise InputError(f"the pool of subnets for epoch {epoch} is empty; loosen what its members have to keep")
+
+    def step(self) -> list[Path]:
+        """Largest, members of the pool, smallest."""
+        drawn = torch.randint(len(self.members), (self.paths,), generator=self.generator).tolist()
+        return [self.first, *(Path(self.members[index], RANDOM) for index in drawn), *self.last]

@@ -168,4 +168,3 @@ def _load_model(module: torch.nn.Module, state: Mapping[str, Any]) -> None:
             f"have another shape, the first is {different[0]!r}. Build the same space, or train in a new directory"
         )
     module.load_state_dict(dict(state))
-

@@ -8,6 +8,7 @@ from networks import images
 from torch import nn
 
 from nasq import Choice, Supernet
+from nasq.cost import CostModel
 from nasq.elastic import Conv2d, OneOf, Repeat, extract, share_active
 from nasq.errors import InputError
 
@@ -60,6 +61,16 @@ def test_conditions_say_when_a_part_runs() -> None:
     one = OneOf(Choice("mix", ("a", "b")), a=Plus(1), b=Plus(2))
     assert one.condition(1) == (("mix", frozenset({"b"})),)
     assert all(Repeat([Plus(1)] * 2, 2).condition(i) == () for i in range(2))
+
+
+def test_a_fixed_depth_leaves_out_the_blocks_behind_it() -> None:
+    """They never run: no choice of theirs is one of the space, and they cost nothing."""
+    blocks = [Conv2d(3, 3, Choice(f"kernel{i}", (1, 3))) for i in range(3)]
+    supernet = Supernet(Repeat(blocks, 1))
+    assert supernet.space.names == ("kernel0",)
+    found = CostModel(supernet, images(1)).of({"kernel0": 1})
+    assert found["params"] == 12 and found["macs"] == 9 * 64
+    assert Supernet(Repeat(blocks, 0)).space.size == 1
 
 
 def test_with_parts_keeps_the_decision() -> None:

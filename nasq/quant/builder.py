@@ -144,8 +144,11 @@ class _Builder:
         if id(layer) not in self.plan.weights:
             weight = full_weight(layer)
             quantizer = WeightQuantizer(
-                node.path, weight.shape[0], self.plan.pinned_bits if pinned else self.plan.weight_bits,
-                self.plan.granularity, self.plan.weight_symmetry,
+                node.path,
+                weight.shape[0],
+                self.plan.pinned_bits if pinned else self.plan.weight_bits,
+                self.plan.granularity,
+                self.plan.weight_symmetry,
             )
             guess_weight(quantizer, weight)
             self.plan.weights[id(layer)] = quantizer
@@ -277,11 +280,15 @@ def _quantize_parts(container: Container, node: Node, plan: _Plan, nonnegative: 
     return container.with_parts(parts), all(signs)
 
 
-def _allowed(target: Target, feature: str, options: Bits | Sequence[str], removed: list[Removal]) -> Bits | Sequence[str]:
+def _allowed(
+    target: Target, feature: str, options: Bits | Sequence[str], removed: list[Removal]
+) -> Bits | Sequence[str]:
     if isinstance(options, Choice):
         kept, gone = target.allow(feature, options.options)
         if gone:
-            raise InputError(f"the choice {options.name!r} has an option that target {target.name!r} refuses: {gone[0]}")
+            raise InputError(
+                f"the choice {options.name!r} has an option that target {target.name!r} refuses: {gone[0]}"
+            )
         return options
     kept, gone = target.allow(feature, tuple(options))
     removed.extend(gone)

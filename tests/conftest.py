@@ -6,9 +6,9 @@ import pytest
 import torch
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """The tensors here are tiny, and test workers share the cores."""
+    """The tensors of the tests are tiny, and test workers share the cores."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,0 +1,125 @@
+"""The digits demo over seeds: accuracy of the exported file, against the same architecture alone and against squeezing.
+
+For each seed: ``nasq run --preset digits``; then the best subnet's architecture is trained alone in fp32 (as many epochs as
+the supernet had in all), and two squeezed baselines of at most the same bytes are read from the same supernet: the largest
+architecture with uniform bits lowered from 4, and uniform 4 bits with every size lowered together.
+
+Usage: ``python -m scripts.benchmarks.digits --out DIR [--seeds 0 1 2 3 4] [--set key=value ...]``; resumable.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nasq.deploy.bench import environment
+from nasq.files import read_json, write_json
+from nasq.run.assemble import Workshop, build_network
+from nasq.run.config import load_config
+from nasq.run.directory import RunDirectory
+from nasq.run.export import exported
+from nasq.run.flow import open_workshop, run_flow
+from nasq.run.search import Evaluation, search_results
+from nasq.space import Subnet
+from nasq.supernet import Supernet
+from nasq.training import TrainConfig, Trainer
+
+
+def alone(workshop: Workshop, subnet: Subnet, seed: int) -> float:
+    """Test accuracy of the subnet's architecture trained alone in fp32, with freshly drawn weights."""
+    config = workshop.config
+    plain = Supernet(build_network(config, workshop.data))
+    chosen = {name: option for name, option in subnet.items() if name in plain.space.positions}
+    model = plain.extract(chosen)
+    epochs = dict(config.warmup or {}).get("epochs", 0) + config.train["epochs"]
+    settings = {**(config.warmup or config.train), "epochs": epochs, "sampler": "uniform", "distill": 0.0}
+    Trainer(Supernet(model), workshop.data, TrainConfig.from_dict({**settings, "seed": seed})).run()
+    test = workshop.data.test
+    with torch.no_grad():
+        right = model.eval()(workshop.data.normalise(test.images)).argmax(1) == test.labels
+    return float(right.float().mean())
+
+
+def with_bits(subnet: Subnet, bits: int) -> Subnet:
+    return Subnet({name: bits if name.endswith("_bits") else option for name, option in subnet.items()})
+
+
+def squeezed(workshop: Workshop, evaluation: Evaluation, limit: float) -> dict[str, float]:
+    """Test accuracy of the two baselines of at most ``limit`` bytes, and their bytes."""
+    space, costs = workshop.supernet.space, workshop.costs
+    found: dict[str, float] = {}
+    for bits in (4, 3, 2):
+        subnet = with_bits(space.largest(), bits)
+        if costs.of(subnet)["bytes"] <= limit or bits == 2:
+            found["largest, fewer bits: bits"] = bits
+            found["largest, fewer bits: bytes"] = costs.of(subnet)["bytes"]
+            found["largest, fewer bits: test"] = evaluation.accuracy(subnet, workshop.data.test)
+            break
+    positions = {choice.name: choice.options for choice in space.choices if not choice.name.endswith("_bits")}
+    ordered = {name for name in positions if space[name].ordered and len(positions[name]) > 1 and "depth" not in name}
+    for share in (1.0, 0.8, 0.6, 0.4, 0.2, 0.0):
+        shrunk = {
+            name: positions[name][round(share * (len(positions[name]) - 1))] if name in ordered else option
+            for name, option in space.largest().items()
+        }
+        subnet = with_bits(Subnet(shrunk), 4)
+        if costs.of(subnet)["bytes"] <= limit or share == 0.0:
+            found["4 bits, smaller sizes: bytes"] = costs.of(subnet)["bytes"]
+            found["4 bits, smaller sizes: test"] = evaluation.accuracy(subnet, workshop.data.test)
+            break
+    return found
+
+
+def one_seed(directory: Path, seed: int, changes: list[str]) -> dict[str, Any]:
+    config = load_config(preset="digits", changes=[*changes, f"seed={seed}"])
+    began = time.perf_counter()
+    with RunDirectory.create(directory, config, resume=True) as run:
+        facts = run_flow(run)
+        seconds = time.perf_counter() - began
+        workshop = open_workshop(run)
+        evaluation = Evaluation(workshop)
+        _, records = search_results(run)
+        record = next(one for one in records if one.subnet.id == exported(run)["best"])
+    limit = record.values["bytes"]
+    return {
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "test": facts["test_accuracy"],
+        "validation": facts["validation_accuracy"],
+        "bytes": limit,
+        "average weight bits": record.values["average_weight_bits"],
+        "fp32 alone, test": alone(workshop, record.subnet, seed),
+        "safetensors / fp32": facts["sizes"]["ratio model.safetensors"],
+        "onnx / fp32": facts["sizes"]["ratio model.onnx"],
+        **squeezed(workshop, evaluation, limit),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--set", dest="changes", action="append", default=[])
+    options = parser.parse_args()
+    rows = []
+    for seed in options.seeds:
+        path = options.out / f"seed{seed}.json"
+        if not path.exists():
+            write_json(path, one_seed(options.out / f"run{seed}", seed, options.changes))
+        rows.append(read_json(path))
+        sys.stderr.write(json.dumps(rows[-1]) + "\n")
+    means = {key: statistics.fmean(row[key] for row in rows) for key in rows[0] if key != "seed"}
+    result = {"rows": rows, "mean": means, "environment": environment(torch.get_num_threads())}
+    write_json(options.out / "digits.json", result)
+    json.dump(result, sys.stdout, indent=1)
+
+
+if __name__ == "__main__":
+    main()

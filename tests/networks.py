@@ -123,7 +123,9 @@ def tiny(seed: int = 0) -> TinyNet:
     return net.eval()
 
 
-def quantized(net: nn.Module | None = None, seed: int = 0, shape: tuple[int, ...] = IMAGE, **options: Any) -> QuantizedNetwork:
+def quantized(
+    net: nn.Module | None = None, seed: int = 0, shape: tuple[int, ...] = IMAGE, **options: Any
+) -> QuantizedNetwork:
     """The calibrated quantized form of ``net`` (default: :func:`tiny`), in evaluation mode."""
     options = {"weight_bits": (2, 4, 8), "activation_bits": (2, 4, 8), **options}
     network = quantize(tiny(seed) if net is None else net, images(1, shape=shape), **options)

@@ -113,7 +113,9 @@ def test_bytes_are_the_sum_over_the_programs_layers() -> None:
         with supernet.activate(subnet):
             frozen = freeze(supernet.module)
         layers = [op for op in frozen.ops if isinstance(op, p.Linear)]
-        assert found[index] == sum(packed(op.weight.shape, op.weight_bits) + 8 * len(op.weight) for op in layers), subnet
+        assert found[index] == sum(packed(op.weight.shape, op.weight_bits) + 8 * len(op.weight) for op in layers), (
+            subnet
+        )
 
 
 def straight() -> nn.Module:
@@ -122,7 +124,7 @@ def straight() -> nn.Module:
     return nn.Sequential(
         elastic.Conv2d(3, width, 3), elastic.BatchNorm2d(width), nn.ReLU(),
         elastic.Conv2d(width, width, Choice("kernel", (1, 3)), groups=width), elastic.BatchNorm2d(width), nn.ReLU(),
-        elastic.Repeat([elastic.Conv2d(width, width, 1)] + [elastic.Conv2d(width, width, 3)], Choice("depth", (1, 2))),
+        elastic.Repeat([elastic.Conv2d(width, width, 1), elastic.Conv2d(width, width, 3)], Choice("depth", (1, 2))),
         elastic.Conv2d(width, 4, 3), nn.MaxPool2d(2), nn.Flatten(), elastic.Linear(64, 5),
     ).eval()  # fmt: skip
 
@@ -134,20 +136,28 @@ def test_bytes_of_a_network_without_repeated_layers() -> None:
     for index, subnet in enumerate(supernet.space.to_subnets(rows)):
         with supernet.activate(subnet):
             layers = [op for op in freeze(supernet.module).ops if isinstance(op, p.Linear)]
-        assert found[index] == sum(packed(op.weight.shape, op.weight_bits) + 8 * len(op.weight) for op in layers), subnet
+        assert found[index] == sum(packed(op.weight.shape, op.weight_bits) + 8 * len(op.weight) for op in layers), (
+            subnet
+        )
 
 
 def averages(supernet: Supernet, subnet: Any) -> tuple[float, float]:
     """Section 2.8 of the EQ-Net digest, on the extracted model: convolutions and linear layers, first and last left out."""
     model: Any = supernet.extract(subnet)
-    calls = [(path, module, io) for path, module, io in Shapes(model, images(1)).calls if isinstance(module.layer, WEIGHTED)]
+    calls = [
+        (path, module, io) for path, module, io in Shapes(model, images(1)).calls if isinstance(module.layer, WEIGHTED)
+    ]
     inner = calls[1:-1]
-    weights = {id(module.layer): (module.layer.weight.numel(), module.weight_quantizer.form().bits) for _, module, _ in inner}
+    weights = {
+        id(module.layer): (module.layer.weight.numel(), module.weight_quantizer.form().bits) for _, module, _ in inner
+    }
     inputs = [(x.data[0].numel(), x.grid.bits) for _, _, (x, _) in inner]
     return tuple(sum(n * b for n, b in pairs) / sum(n for n, _ in pairs) for pairs in (list(weights.values()), inputs))
 
 
-@pytest.mark.parametrize("build", [lambda: Supernet(quantized(straight())), quantized_supernet], ids=["straight", "tiny"])
+@pytest.mark.parametrize(
+    "build", [lambda: Supernet(quantized(straight())), quantized_supernet], ids=["straight", "tiny"]
+)
 def test_average_bits_are_those_of_the_definition(build: Any) -> None:
     supernet = build().eval()
     rows = supernet.space.sample_batch(25, generator(7))

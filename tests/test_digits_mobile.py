@@ -106,7 +106,5 @@ def test_bytes_of_quantized_subnets(quantized: Supernet) -> None:
         subnet = quantized.space.sample(generator(seed))
         with quantized.activate(subnet):
             layers = [op for op in freeze(quantized.module).ops if isinstance(op, p.Linear)]
-        stored = sum(
-            len(op.weight) * (-(-op.weight_bits * op.weight[0].size // 8) + 8) for op in layers
-        )
+        stored = sum(len(op.weight) * (-(-op.weight_bits * op.weight[0].size // 8) + 8) for op in layers)
         assert model.of(subnet)["bytes"] == stored

@@ -13,9 +13,17 @@ PLACES = {"nasq": ROOT / "nasq", "nasq.search_spaces": ROOT / "search_spaces", "
 
 # Groups in order; inside a group imports may go either way, as long as no cycle arises.
 ORDER = [
-    {"version", "errors"}, {"files", "space", "targets", "plugins"}, {"elastic", "quant"}, {"supernet", "cost"}, {"data", "ranking"},
-    {"training"}, {"deploy"}, {"search"}, {"run", "report"}, {"cli", "testing"},
-]  # fmt: skip
+    {"version", "errors"},
+    {"files", "space", "targets", "plugins"},
+    {"elastic", "quant"},
+    {"supernet", "cost"},
+    {"data", "ranking"},
+    {"training"},
+    {"deploy"},
+    {"search"},
+    {"run", "report"},
+    {"cli", "testing"},
+]
 RANK = {part: index for index, group in enumerate(ORDER) for part in group}
 MEMBERS = ("search_spaces", "proxies")
 
@@ -36,11 +44,12 @@ MODULES = modules()
 def lazy() -> dict[str, str]:
     """What `from nasq import X` loads, from the table in nasq/__init__.py."""
     tree = ast.parse(MODULES["nasq"].read_text())
-    tables = {
-        node.targets[0].id: ast.literal_eval(node.value)
+    assigned = {
+        node.targets[0].id: node.value
         for node in tree.body
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and node.targets[0].id in {"_PLACES", "_MODULES"}
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
     }
+    tables = {name: ast.literal_eval(assigned[name]) for name in ("_PLACES", "_MODULES")}
     return {**tables["_PLACES"], **{name: f"nasq.{name}" for name in tables["_MODULES"]}, "__version__": "nasq.version"}
 
 
@@ -60,7 +69,9 @@ def imports(source: str, module: str, is_package: bool) -> Iterator[tuple[str, b
     package = module if is_package else module.rpartition(".")[0]
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, id(node) not in late) for alias in node.names if alias.name.split(".")[0] == "nasq")
+            yield from (
+                (alias.name, id(node) not in late) for alias in node.names if alias.name.split(".")[0] == "nasq"
+            )
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
@@ -109,7 +120,9 @@ def test_imports_go_to_earlier_packages_only(module: str) -> None:
     for target, _ in found(module):
         assert target != "nasq", f"{module} imports the facade; import the module itself"
         assert part(target) not in MEMBERS, f"{module} imports {target}: the core never imports its members"
-        assert part(target) == part(module) or RANK[part(target)] <= mine, f"{module} imports {target}, which comes later"
+        assert part(target) == part(module) or RANK[part(target)] <= mine, (
+            f"{module} imports {target}, which comes later"
+        )
 
 
 def test_the_facade_loads_nothing_but_the_version() -> None:
@@ -124,7 +137,9 @@ def test_members_use_public_names_and_import_siblings_relatively() -> None:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom) and not node.level and (node.module or "").startswith("nasq"):
-                assert not any(f"nasq.{member}" in (node.module or "") for member in MEMBERS), f"{module}: relative, please"
+                assert not any(f"nasq.{member}" in (node.module or "") for member in MEMBERS), (
+                    f"{module}: relative, please"
+                )
                 private = [alias.name for alias in node.names if alias.name.startswith("_")]
                 assert not private and "._" not in (node.module or ""), f"{module} imports {private}"
 

@@ -47,12 +47,15 @@ def test_packages_are_the_directories_with_an_init() -> None:
             found.add(".".join([*place.split("/"), *inner]))
     assert listed == found
     for folder in FOLDERS:
-        lonely = {p.parent for p in (ROOT / folder).rglob("*.py")} - {p.parent for p in (ROOT / folder).rglob("__init__.py")}
+        lonely = {p.parent for p in (ROOT / folder).rglob("*.py")} - {
+            p.parent for p in (ROOT / folder).rglob("__init__.py")
+        }
         assert lonely == set(), "a directory with modules and no __init__.py is not installed"
 
 
 def test_entry_points_name_what_exists() -> None:
-    for entry in [e for group in ("nasq.search_spaces", "nasq.proxies") for e in importlib.metadata.entry_points(group=group)]:
+    groups = ("nasq.search_spaces", "nasq.proxies")
+    for entry in [entry for group in groups for entry in importlib.metadata.entry_points(group=group)]:
         if entry.dist is None or entry.dist.name != "nasq":
             continue
         folder, module = entry.module.split(".")[1:]
@@ -76,7 +79,18 @@ def test_the_wheel_holds_the_tracked_files(tmp_path: Path) -> None:
     for name in names:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, source / name)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(out), str(source)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(out),
+        str(source),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
     (wheel,) = out.glob("nasq-*.whl")

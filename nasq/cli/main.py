@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -29,13 +31,14 @@ RunPath = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")
 
 @app.command()
 def run(
-    config: Annotated[Path | None, typer.Argument(metavar="[CONFIG.yaml]", help="A configuration file.")] = None,
+    config: Annotated[Path | None, typer.Argument(metavar="CONFIG.yaml", help="A configuration file.")] = None,
     preset: Annotated[str | None, typer.Option(help="A configuration that comes with nasq, such as digits.")] = None,
     out: Annotated[Path | None, typer.Option(help="The run's directory; default runs/NAME.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change one setting.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     data_root: Annotated[Path | None, typer.Option(help="Where the images are (data.root).")] = None,
     download: Annotated[bool, typer.Option("--download", help="Allow downloading the images.")] = False,
+    image_size: Annotated[int | None, typer.Option(help="Scale images to this side (data.image_size).")] = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,22 +48,30 @@ def run(
     output = Output(json, quiet)
     changes = list(set_ or [])
     if data_root is not None:
-        changes.append(f"data.root={data_root.resolve()}")
+        quoted = str(data_root.resolve()).replace("'", "''")
+        changes.append(f"data.root='{quoted}'")
     if download:
         changes.append("data.download=true")
+    if image_size is not None:
+        changes.append(f"data.image_size={image_size}")
     if config is None and preset is None:
-        preset = "digits"
-        output.log("no configuration given: taking --preset digits")
+        if resume and out is not None and (out / "config.yaml").exists():
+            config = out / "config.yaml"
+        else:
+            preset = "digits"
+            output.log("no configuration given: taking --preset digits")
     settings = load_config(config, preset, changes)
     directory = out or Path("runs") / (preset if config is None else config.stem)  # type: ignore[operator]
     from nasq.cli.progress import RunProgress
     from nasq.run.directory import RunDirectory
-    from nasq.run.flow import run_flow
 
     with RunProgress(output) as progress:
         made = RunDirectory.create(directory, settings, resume, progress.event)
+        from nasq.run.flow import prepare, run_flow
+
+        workshop = prepare(settings)
         with made:
-            facts = run_flow(made, progress.step)
+            facts = run_flow(made, progress.step, workshop)
     output.result(facts, _ending(facts))
 
 
@@ -246,14 +257,34 @@ _register()
 
 def main() -> None:
     """Entry point: one clear line for what nasq refuses, exit code 1 (failed) or 2 (bad input)."""
+    before = signal.signal(signal.SIGINT, _interrupt)
     try:
         app(standalone_mode=True)
     except NasqError as error:
         sys.stderr.write(f"nasq: {error}\n")
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
-        sys.stderr.write("nasq: interrupted; the same command with --resume goes on\n")
+    except _Interrupted:
+        sys.stderr.write("nasq: interrupted; nothing is lost, 'nasq run' with --resume goes on\n")
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as error:
+        if error.errno not in _REFUSED:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        sys.stderr.write(
+            f"nasq: the system refused to write or read: {error.strerror}{where}. What was written before is whole; "
+            "free space or choose a writable directory, and run the same command again.\n"
+        )
         raise SystemExit(1) from None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
+
+
+class _Interrupted(BaseException):
+    """Ctrl-C. Not a KeyboardInterrupt, which typer would end without a word."""
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise _Interrupted

@@ -1,16 +1,12 @@
-"""The arithmetic of quantized networks, as pure functions on tensors.
+"""The integer arithmetic of quantized networks, as pure functions on tensors.
 
-Two forms of one thing. The fake form rounds real values to a grid and has gradients; the integer form computes what the
-exported file computes, on integers held in fp32 (`docs/integer_arithmetic.md`). ``rne`` below rounds half to even, as
-``torch.round`` does.
+It computes what the exported file computes, on integers held in fp32 (`docs/integer_arithmetic.md`); the form that training
+uses is in :mod:`nasq.quant.fake`. ``rne`` below rounds half to even, as ``torch.round`` does.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -19,7 +15,6 @@ __all__ = [
     "STEP_FLOOR",
     "IntegerLayer",
     "add_integers",
-    "fake_quantize",
     "integer_layer",
     "is_wide",
     "pool_multiplier",
@@ -34,63 +29,6 @@ EXACT = 2.0**24
 """Integers below this are exact in fp32."""
 _FINE = 16.0
 """A bias grid is fine enough at 1/16 of an output step."""
-
-
-class _FakeQuantize(torch.autograd.Function):
-    """``step * clip(rne(x / step), low, high)`` with the gradients of LSQ (Esser et al. 2020, eq. 3 and 5).
-
-    The gradient of the step is ``sum g * (rne(v) - v)`` inside the range and ``sum g * bound`` outside; it is computed
-    from the saved input and output with two dot products, without a temporary of the step's gradient per element.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, scale: float) -> Tensor:
-        y = x * step.reciprocal().to(x.dtype)
-        y.clamp_(low, high).round_().mul_(step.to(x.dtype))  # type: ignore[arg-type]
-        ctx.save_for_backward(x, y, step, *(b for b in (low, high) if isinstance(b, Tensor)))
-        ctx.bounds, ctx.scale = (low, high), scale
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        (g,) = grads
-        x, y, step, *_ = ctx.saved_tensors
-        low, high = ctx.bounds
-        if step.numel() == 1 and not isinstance(low, Tensor) and x.device.type == "cpu":
-            s = float(step)
-            inside = torch.ops.aten.hardtanh_backward(g, x, low * s, high * s)
-        else:
-            inside = torch.where((x > low * step) & (x < high * step), g, 0)
-        outside = g - inside
-        grad_step = (
-            ((inside * (y - x)).float() + (outside * y).float()).sum_to_size(step.shape)
-            if step.numel() > 1
-            else (torch.dot(inside.flatten(), (y - x).flatten()) + torch.dot(outside.flatten(), y.flatten()))
-            .to(step.dtype)
-            .reshape(step.shape)
-        )
-        grad_bound = None
-        if isinstance(low, Tensor):
-            # Both bounds are (integer - zero_point): moving the zero-point moves what is clipped, by one step.
-            grad_bound = (outside.to(step.dtype) * step).sum_to_size(low.shape) * ctx.scale
-        return inside, grad_step / step * ctx.scale, grad_bound, None, None
-
-
-def fake_quantize(x: Tensor, step: Tensor, low: Tensor | float, high: Tensor | float, scale: float = 1.0) -> Tensor:
-    """Rounds ``x`` to the grid ``step * {low..high}``.
-
-    Args:
-        x: Real values.
-        step: Positive step size(s), broadcastable to ``x``.
-        low, high: Bounds in steps, relative to real 0; tensors where they depend on a learned zero-point (the gradient
-            with respect to both is returned through ``low``, so pass ``high`` as ``low + const``, detached).
-        scale: Factor on the gradients of the step and the zero-point (LSQ's ``1 / sqrt(N * high)``).
-
-    Returns:
-        Values on the grid, in the dtype of ``x``. The gradient of ``x`` is 1 inside the range and 0 outside.
-    """
-    result: Tensor = _FakeQuantize.apply(x, step, low, high, scale)
-    return result
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -230,8 +168,3 @@ def pool_multiplier(step_in: Tensor, step_out: Tensor, count: int, whole: bool) 
     if whole:
         return step_in / (step_out * float(count))
     return (step_in * torch.tensor(1.0 / count, dtype=torch.float32, device=step_in.device)) / step_out
-
-
-def gradient_scale(numel: int, high: int) -> float:
-    """LSQ's factor on the gradient of a step size: ``1 / sqrt(numel per step * largest integer)``."""
-    return 1.0 / math.sqrt(numel * max(high, 1))

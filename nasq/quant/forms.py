@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nasq.quant.arithmetic import STEP_FLOOR, fake_quantize, gradient_scale, round_ste, to_integers
+from nasq.quant.arithmetic import STEP_FLOOR, round_ste, to_integers
+from nasq.quant.fake import fake_quantize, gradient_scale
 from nasq.quant.value import Grid
 
 __all__ = ["ActivationForm", "WeightForm"]

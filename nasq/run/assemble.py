@@ -13,6 +13,7 @@ from nasq import plugins
 from nasq.cost import CostModel
 from nasq.data import DataSet
 from nasq.data import load as load_data
+from nasq.elastic.base import evaluating
 from nasq.errors import InputError
 from nasq.quant import QuantizedNetwork, quantize
 from nasq.run.config import RunConfig
@@ -78,8 +79,9 @@ def build_network(config: RunConfig, data: DataSet) -> nn.Module:
 
 def load_images(config: RunConfig) -> DataSet:
     """The run's images: those the configuration names, or the space's own."""
-    name = config.data.name or plugins.space_info(_factory(config)).data
-    return load_data(name, config.data.root, config.data.download, config.data.seed, config.data.validation)
+    data = config.data
+    name = data.name or plugins.space_info(_factory(config)).data
+    return load_data(name, data.root, data.download, data.seed, data.validation, data.image_size)
 
 
 def assemble(config: RunConfig) -> Workshop:
@@ -89,5 +91,17 @@ def assemble(config: RunConfig) -> Workshop:
     network = build_network(config, data)
     options = config.quantization.model_dump(exclude={"calibration_images"})
     example = torch.zeros(1, *data.input_shape)
+    _require_outputs(config, network, example, len(data.classes))
     supernet = Supernet(quantize(network, example, config.target, **options), name=config.space)
     return Workshop(config, data, supernet, CostModel(supernet))
+
+
+def _require_outputs(config: RunConfig, network: nn.Module, example: torch.Tensor, classes: int) -> None:
+    """Refuses a network that does not give one number per class."""
+    with evaluating(network), torch.no_grad():
+        shape = tuple(network(example).shape)
+    if shape != (1, classes):
+        raise InputError(
+            f"the search space {config.space!r} gives outputs of shape {list(shape)} for one image; the data set has "
+            f"{classes} classes, so [1, {classes}] is needed. Change space_arguments, or the data set."
+        )

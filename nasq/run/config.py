@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -25,8 +26,9 @@ class DataConfig(_Part):
     name: str | None = None
     root: Path | None = None
     download: bool = False
-    validation: float | None = None
-    seed: int = 0
+    validation: int | float | None = None
+    image_size: int | tuple[int, int] | None = None
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
 
 class QuantizationConfig(_Part):
@@ -37,7 +39,7 @@ class QuantizationConfig(_Part):
     weight_granularity: tuple[Literal["tensor", "channel"], ...] = ("channel",)
     weight_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
     activation_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
-    first_last_bits: int | None = 8
+    first_last_bits: int | None = Field(default=8, ge=2, le=8)
     calibration_images: int = Field(default=512, ge=1)
 
 
@@ -57,7 +59,7 @@ class SearchConfig(_Part):
 class BenchConfig(_Part):
     """What is timed; see :func:`nasq.deploy.bench.bench_bundle`."""
 
-    batch_sizes: tuple[int, ...] = (1, 64)
+    batch_sizes: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(1, 64), min_length=1)
     threads: int = Field(default=1, ge=1)
     repeats: int = Field(default=30, ge=6)
 
@@ -86,7 +88,7 @@ class RunConfig(_Part):
     bench: BenchConfig = BenchConfig()
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
 
     def to_yaml(self) -> str:
         """As YAML, defaults included."""
@@ -113,12 +115,36 @@ def _keys(location: Sequence[int | str]) -> list[str]:
     return list(part.model_fields)
 
 
-def _refused(error: ValidationError) -> InputError:
+def _refused(error: ValidationError, values: Mapping[str, Any]) -> InputError:
     first = error.errors()[0]
-    where = ".".join(str(name) for name in first["loc"])
     if first["type"] == "extra_forbidden":
+        where = ".".join(map(str, first["loc"]))
         return choose_from("config key", where, [*_prefixed(first["loc"])], "See docs/config.md.")
-    return InputError(f"the config key {where!r} is {first['input']!r}: {first['msg']}. See docs/config.md.")
+    where, given = _given(first["loc"], values)
+    # Where a key may have several types, there is an error for each of them.
+    about = [one for one in error.errors() if _given(one["loc"], values)[0] == where]
+    told = dict.fromkeys(_PLAIN.get(one["type"], one["msg"]) for one in about)
+    return InputError(f"the config key {where!r} is {given!r}: {'; or '.join(told)}. See docs/config.md.")
+
+
+_PLAIN = {
+    "tuple_type": "give a list, such as [a, b]",
+    "dict_type": "give keys with values, such as {key: value}",
+    "model_type": "give keys with values, such as {key: value}",
+}
+"""What pydantic says in Python's words, in YAML's."""
+
+
+def _given(location: Sequence[int | str], values: Any) -> tuple[str, Any]:
+    """The key that an error is about, and its value; pydantic's location goes on with the types it tried."""
+    names: list[str] = []
+    for name in location:
+        try:
+            values = values[name]
+        except (KeyError, IndexError, TypeError):
+            break
+        names.append(str(name))
+    return ".".join(names), values
 
 
 def _prefixed(location: Sequence[int | str]) -> list[str]:
@@ -126,13 +152,34 @@ def _prefixed(location: Sequence[int | str]) -> list[str]:
     return [prefix + key for key in _keys(location)]
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's plain values; ``1e-3`` is a number, as in YAML 1.2, and a key may be there only once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping; refuses a repeated key."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if keys.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
 def _parse(text: str, source: str) -> Any:
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, _Loader)  # a safe loader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise InputError(f"{source} is not YAML{line}. Write one 'key: value' per line.") from error
+        problem = getattr(error, "problem", None)
+        why = f" ({problem})" if problem else ""
+        raise InputError(f"{source} is not YAML{line}{why}. Write one 'key: value' per line.") from error
 
 
 def _set(values: dict[str, Any], change: str) -> None:
@@ -171,9 +218,24 @@ def load_config(path: Path | None = None, preset: str | None = None, changes: Se
     for change in changes:
         _set(values, change)
     try:
-        return RunConfig.model_validate(values)
+        config = RunConfig.model_validate(values)
     except ValidationError as error:
-        raise _refused(error) from error
+        raise _refused(error, values) from error
+    for key in ("warmup", "train"):
+        _check_training(key, getattr(config, key))
+    return config
+
+
+def _check_training(key: str, settings: Mapping[str, Any] | None) -> None:
+    """Refuses what the trainer would refuse, before anything else is done."""
+    if not settings:
+        return
+    from nasq.training import TrainConfig  # loads torch
+
+    try:
+        TrainConfig.from_dict(settings)
+    except InputError as error:
+        raise InputError(f"in the config key {key!r}: {str(error).rstrip('.')}. See docs/config.md.") from error
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -184,7 +246,8 @@ def _read(path: Path) -> dict[str, Any]:
             f"the config file {path} cannot be read: {error}. Give a YAML file or --preset NAME."
         ) from error
     if not isinstance(found, dict):
-        raise InputError(f"{path} holds {type(found).__name__}, not keys with values.")
+        what = "is empty" if found is None else f"holds {str(found)[:40]!r}, not keys with values"
+        raise InputError(f"the config file {path} {what}. Write one 'key: value' per line; see docs/config.md.")
     return found
 
 

@@ -9,19 +9,21 @@ from typing import Any
 
 import torch
 
-from nasq.files import read_json, write_json
+from nasq.errors import InputError
+from nasq.files import write_json
 from nasq.run.assemble import Workshop, assemble, build_network
 from nasq.run.bench import bench
 from nasq.run.check import check_target, require_passed
+from nasq.run.config import RunConfig
 from nasq.run.directory import RunDirectory
 from nasq.run.export import export, export_subnet
-from nasq.run.search import Evaluation, explanation, search
+from nasq.run.search import Evaluation, explanation, require_objectives, search
 from nasq.run.summary import facts, report
-from nasq.run.train import OnStep, load_trained, train, trained
+from nasq.run.train import OnStep, load_trained, require_trained, train, trained
 from nasq.search import Record, infeasible
 from nasq.supernet import Supernet
 
-__all__ = ["STAGES", "open_workshop", "run_flow", "stage"]
+__all__ = ["STAGES", "open_workshop", "prepare", "run_flow", "stage"]
 
 STAGES = ("check", "train", "search", "export", "bench", "report")
 
@@ -34,23 +36,43 @@ def _timed(run: RunDirectory, name: str) -> Iterator[None]:
     run.tell({"event": "stage.done", "stage": name, "seconds": round(time.perf_counter() - began, 3)})
 
 
-def open_workshop(run: RunDirectory) -> Workshop:
-    """The run's objects, with trained weights where there are some."""
-    config = run.config()
+def prepare(config: RunConfig) -> Workshop:
+    """Builds a run's objects, with initial weights, and refuses what could not work; writes nothing.
+
+    Raises:
+        InputError: An unknown name, a device that is not there, constraints that nothing survives.
+    """
+    _require_device(config.device)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     workshop = assemble(config)
+    require_objectives(workshop)
+    found = explanation(workshop)
+    if found is not None and not found.feasible:
+        raise infeasible(found)
+    return workshop
+
+
+def _require_device(name: str) -> None:
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA fails an assertion
+        reason = str(error).splitlines()[0]
+        raise InputError(f"the device {name!r} cannot be used: {reason} Allowed on every machine: cpu.") from error
+
+
+def open_workshop(run: RunDirectory, workshop: Workshop | None = None) -> Workshop:
+    """The run's objects (``workshop`` where they are made already), with trained weights where there are some."""
+    workshop = workshop or prepare(run.config())
     if trained(run):
         load_trained(run, workshop)
     return workshop
 
 
 def _check(run: RunDirectory, workshop: Workshop) -> None:
-    """Refuses a space that the target cannot run, and constraints that nothing survives, before anything is trained."""
+    """Refuses a space that the target cannot run, before anything is trained; notes what survives the constraints."""
     found = explanation(workshop)
     if found is not None:
-        if not found.feasible:
-            raise infeasible(found)
         write_json(run.search / "explanation.json", found.to_json())
     if not workshop.config.check_target or (run.path / "check.json").exists():
         return
@@ -81,6 +103,8 @@ def _search(run: RunDirectory, workshop: Workshop) -> None:
 
 def stage(run: RunDirectory, workshop: Workshop, name: str, on_step: OnStep | None = None) -> Any:
     """Runs one stage on a run directory whose lock is held; returns what the stage returns."""
+    if name in ("search", "export", "bench"):
+        require_trained(run)
     with _timed(run, name):
         if name == "check":
             return _check(run, workshop)
@@ -104,25 +128,23 @@ def _done(run: RunDirectory, name: str) -> bool:
     return name in marks and marks[name].exists()
 
 
-def run_flow(run: RunDirectory, on_step: OnStep | None = None) -> dict[str, Any]:
+def run_flow(run: RunDirectory, on_step: OnStep | None = None, workshop: Workshop | None = None) -> dict[str, Any]:
     """Runs every stage that is not done yet.
 
     Args:
         run: Its lock is held by the caller.
         on_step: Called with ``(phase, steps done, steps)`` while training.
+        workshop: What :func:`prepare` made of the run's configuration; ``None`` makes it here.
 
     Returns:
         The numbers the run ends with; see :func:`nasq.run.summary.facts`.
     """
-    workshop = open_workshop(run)
+    workshop = open_workshop(run, workshop)
     for name in STAGES:
         if not _done(run, name) and not (name == "check" and _done(run, "train")):
             stage(run, workshop, name, on_step)
         if name == "train":
             load_trained(run, workshop)
-    if not (run.path / "summary.json").exists():
-        read = facts(run)
-        write_json(run.path / "summary.json", read)
-    found = read_json(run.path / "summary.json")
-    assert isinstance(found, dict)
+    found = facts(run)
+    write_json(run.path / "summary.json", found)
     return found

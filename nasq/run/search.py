@@ -11,7 +11,11 @@ from torch import Tensor
 
 from nasq.cost import COSTS
 from nasq.data import Split
-from nasq.errors import InputError, choose_from
+from nasq.deploy import onnx
+from nasq.deploy.bench import bench
+from nasq.deploy.runtimes import OnnxRuntime
+from nasq.errors import ArtifactError, InputError, choose_from
+from nasq.quant import freeze
 from nasq.run.assemble import Workshop
 from nasq.run.directory import RunDirectory
 from nasq.search import (
@@ -35,7 +39,15 @@ from nasq.search import (
 from nasq.space import Subnet
 from nasq.supernet import BNState
 
-__all__ = ["Evaluation", "best_record", "constraints_of", "explanation", "search", "search_results"]
+__all__ = [
+    "Evaluation",
+    "best_record",
+    "constraints_of",
+    "explanation",
+    "require_objectives",
+    "search",
+    "search_results",
+]
 
 
 class Evaluation:
@@ -81,13 +93,24 @@ class Evaluation:
         classes = np.argmax(self.integers(subnet, split).cpu().numpy(), axis=1)
         return float((classes == split.labels.cpu().numpy()).mean())
 
+    def latency(self, subnet: Subnet) -> float:
+        """Median milliseconds of the subnet's file in the runtime, for ``search.latency_batch`` images."""
+        workshop = self.workshop
+        supernet, data, config = workshop.supernet, workshop.data, workshop.config
+        supernet.eval()
+        with supernet.activate(subnet, self.statistics(subnet)):
+            program = freeze(workshop.network)
+        runtime = OnnxRuntime(onnx.export(program), config.bench.threads, workshop.network.target.session)
+        images = data.normalise(data.validation.images[: config.search.latency_batch]).cpu().numpy()
+        return bench({"file": runtime.run}, images, repeats=config.bench.repeats)["file"].median
+
 
 def _measures(workshop: Workshop) -> dict[str, Measure]:
     return measures(workshop.costs.evaluate, {name: _UNITS.get(name, "") for name in COSTS})
 
 
 _UNITS = {"bytes": "B"}
-_DIRECTIONS = {"accuracy": "maximize"}
+_ACCURACY, _LATENCY = "accuracy", "latency"
 
 
 def constraints_of(workshop: Workshop) -> list[Constraint]:
@@ -103,19 +126,36 @@ def explanation(workshop: Workshop) -> Explanation | None:
     return explain(workshop.supernet.space, constraints, np.random.default_rng(workshop.config.seed))
 
 
+def require_objectives(workshop: Workshop) -> None:
+    """Refuses objectives that cannot be searched for.
+
+    Raises:
+        InputError: None, an unknown one (the nearest is suggested), or one that is there twice.
+    """
+    names = workshop.config.search.objectives
+    allowed = [_ACCURACY, *_measures(workshop)]
+    if workshop.network.target.runtime == "onnxruntime":
+        allowed.append(_LATENCY)
+    if not names:
+        raise InputError(f"search.objectives is empty; give at least one of {', '.join(allowed)}.")
+    for name in names:
+        if name not in allowed:
+            raise choose_from("objective", name, allowed)
+        if names.count(name) > 1:
+            raise InputError(f"search.objectives holds {name!r} twice; name each objective once.")
+
+
 def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
+    require_objectives(workshop)
     known = _measures(workshop)
-    found = []
-    for name in workshop.config.search.objectives:
-        if name == "accuracy":
-            found.append(Objective(name, "", "maximize", evaluation.accuracy))
-        elif name in known:
-            found.append(Objective(name, known[name].unit, "minimize", known[name].function, on="rows"))
-        else:
-            raise choose_from("objective", name, ["accuracy", *known])
-    if not found:
-        raise InputError("search.objectives is empty; give at least one, such as accuracy.")
-    return found
+    measured = {
+        _ACCURACY: Objective(_ACCURACY, "", "maximize", evaluation.accuracy),
+        _LATENCY: Objective(_LATENCY, "ms", "minimize", evaluation.latency),
+    }
+    return [
+        measured.get(name) or Objective(name, known[name].unit, "minimize", known[name].function, on="rows")
+        for name in workshop.config.search.objectives
+    ]
 
 
 def _algorithm(workshop: Workshop, objectives: Sequence[Objective]) -> Algorithm:
@@ -169,6 +209,8 @@ def search_results(run: RunDirectory) -> tuple[tuple[Goal, ...], tuple[Record, .
     Raises:
         ArtifactError: Nothing was searched.
     """
+    if not (run.search / "state.json").exists():
+        raise ArtifactError(f"{run.path} holds no search. Search first: nasq search {run.path}")
     return load_results(run.search)
 
 

@@ -16,7 +16,7 @@ from nasq.search import sample_feasible
 from nasq.space import Subnet
 from nasq.training import PathSampler, Pooled, TrainConfig, Trainer, stream
 
-__all__ = ["load_trained", "train"]
+__all__ = ["load_trained", "require_trained", "train", "trained"]
 
 OnStep = Callable[[str, int, int], None]
 _DRAWS = 16384
@@ -96,13 +96,22 @@ def trained(run: RunDirectory) -> bool:
     return (run.supernet / "supernet.json").exists()
 
 
+def require_trained(run: RunDirectory) -> None:
+    """Refuses a run whose supernet is not trained yet.
+
+    Raises:
+        ArtifactError: Says which command trains it.
+    """
+    if not trained(run):
+        raise ArtifactError(f"{run.path} holds no trained supernet. Train it first: nasq train {run.path}")
+
+
 def load_trained(run: RunDirectory, workshop: Workshop) -> None:
     """Loads the trained weights.
 
     Raises:
         ArtifactError: There are none; says which command makes them.
     """
-    if not trained(run):
-        raise ArtifactError(f"{run.path} holds no trained supernet. Train it first: nasq train {run.path}")
+    require_trained(run)
     workshop.supernet.load(run.supernet)
     workshop.supernet.to(workshop.config.device).eval()

@@ -79,7 +79,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     plain = ResNet20().train()
-    forms = {"weight_granularity": ("tensor", "channel"), "activation_symmetry": ("symmetric", "asymmetric")}
+    both = ("symmetric", "asymmetric")
+    forms = {"weight_granularity": ("tensor", "channel"), "weight_symmetry": both, "activation_symmetry": both}
     network = quantize(plain, torch.zeros(1, 3, 32, 32), "generic", **forms)
     x, y = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
     began = time.perf_counter()
@@ -99,7 +100,7 @@ def main() -> None:
     )
     result = {
         "calibration_seconds": round(calibration, 3),
-        "forms_per_weight": 7 * 2,
+        "forms_per_weight": 7 * 4,
         "forms_per_signed_activation": 7 * 2,
         "step_seconds": {name: round(value, 4) for name, value in times.items()},
         "ratio_to_fp32": {name: round(value / times["fp32"], 3) for name, value in times.items()},

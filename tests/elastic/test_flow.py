@@ -85,7 +85,9 @@ def test_a_sum_names_both_sides() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.one(x) + self.two(x)
 
-    with pytest.raises(InputError, match=r"'add' takes . channels, and 'two' \(added to 'one'\) gives it ., for example"):
+    with pytest.raises(
+        InputError, match=r"'add' takes . channels, and 'two' \(added to 'one'\) gives it ., for example"
+    ):
         check(Net())
 
 

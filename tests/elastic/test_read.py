@@ -43,7 +43,9 @@ def test_equal_but_separate_choices_are_one() -> None:
 
 
 def test_a_name_clash_names_both_modules() -> None:
-    net = nn.ModuleDict({"one": elastic.Conv2d(3, Choice("w", (2, 4)), 1), "two": elastic.Linear(3, Choice("w", (2, 8)))})
+    net = nn.ModuleDict(
+        {"one": elastic.Conv2d(3, Choice("w", (2, 4)), 1), "two": elastic.Linear(3, Choice("w", (2, 8)))}
+    )
     with pytest.raises(InputError, match=r"'w' has the options \[2, 4\] in 'one' and \[2, 8\] in 'two'"):
         read_space(net)
 
@@ -54,7 +56,9 @@ def test_a_name_clash_inside_one_module_is_found_too() -> None:
 
 
 def test_a_clash_of_defaults_is_a_clash() -> None:
-    net = nn.ModuleDict({"one": elastic.Linear(3, Choice("w", (2, 4))), "two": elastic.Linear(3, Choice("w", (2, 4), 2))})
+    net = nn.ModuleDict(
+        {"one": elastic.Linear(3, Choice("w", (2, 4))), "two": elastic.Linear(3, Choice("w", (2, 4), 2))}
+    )
     with pytest.raises(InputError, match=r"'one'.*'two'"):
         read_space(net)
 

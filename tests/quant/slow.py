@@ -84,7 +84,9 @@ def windows(x: Ints, kernel: Any, stride: Any, padding: Any = (0, 0), fill: int 
 def average(x: Ints, source: Any, made: Any, kernel: Any, stride: Any) -> Ints:
     total = windows(x - source.zero_point, kernel, stride).sum(-1).astype(f32)
     count = kernel[0] * kernel[1]
-    if tuple(kernel) == x.shape[2:]:  # the whole map has a kernel of its own; windows are a depthwise convolution of ones
+    if (
+        tuple(kernel) == x.shape[2:]
+    ):  # the whole map has a kernel of its own; windows are a depthwise convolution of ones
         ratio = f32(source.scale) / f32(f32(made.scale) * f32(count))
     else:
         ratio = f32(f32(source.scale) * f32(1 / count)) / f32(made.scale)

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from networks import generator
 from torch import Tensor
 
-from nasq.quant.arithmetic import fake_quantize, gradient_scale, round_ste, to_integers
+from nasq.quant.arithmetic import round_ste, to_integers
+from nasq.quant.fake import fake_quantize, gradient_scale
 
 BITS = [2, 3, 4, 8]
 
 
-def closed_form(x: np.ndarray, step: np.ndarray, low: np.ndarray, high: np.ndarray, g: np.ndarray) -> dict[str, np.ndarray]:
+def closed_form(
+    x: np.ndarray, step: np.ndarray, low: np.ndarray, high: np.ndarray, g: np.ndarray
+) -> dict[str, np.ndarray]:
     """LSQ's forward and gradients, element by element in float64 (EQ-Net digest 2.2 and property 5)."""
     v = x / step
     inside = (v > low) & (v < high)
@@ -102,7 +105,11 @@ def test_numerical_gradient_of_the_step_where_rounding_does_not_flip() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.integers(2, 8), st.booleans(), st.floats(1e-4, 10), st.integers(0, 10_000), st.sampled_from(["float32", "float64"])
+    st.integers(2, 8),
+    st.booleans(),
+    st.floats(1e-4, 10),
+    st.integers(0, 10_000),
+    st.sampled_from(["float32", "float64"]),
 )
 def test_grid_membership_idempotence_and_range(bits: int, signed: bool, size: float, seed: int, kind: str) -> None:
     low, high = (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1) if signed else (0, 2**bits - 1)
@@ -120,7 +127,9 @@ def test_grid_membership_idempotence_and_range(bits: int, signed: bool, size: fl
         assert torch.equal(fake_quantize(-x, step, float(low), float(high))[kept], -y[kept])
 
 
-@pytest.mark.parametrize("make", [lambda: torch.tensor(0.05), lambda: torch.full((4, 1, 1), 0.05)], ids=["tensor", "channel"])
+@pytest.mark.parametrize(
+    "make", [lambda: torch.tensor(0.05), lambda: torch.full((4, 1, 1), 0.05)], ids=["tensor", "channel"]
+)
 @pytest.mark.parametrize("learned", [False, True])
 def test_bf16(make: Callable[[], Tensor], learned: bool) -> None:
     """Works in bf16 with fp32 steps: output in bf16, gradients close to those of fp32."""
@@ -133,7 +142,9 @@ def test_bf16(make: Callable[[], Tensor], learned: bool) -> None:
         y = fake_quantize(x, step, low, (low + 15).detach() if learned else 7.0, scale=1e-2)
         assert y.dtype == dtype
         y.backward(g.to(dtype))
-        assert x.grad is not None and x.grad.dtype == dtype and step.grad is not None and step.grad.dtype == torch.float32
+        assert (
+            x.grad is not None and x.grad.dtype == dtype and step.grad is not None and step.grad.dtype == torch.float32
+        )
         found.append((y.float(), step.grad, zeta.grad if learned else torch.zeros(1)))
     (y32, s32, z32), (y16, s16, z16) = found
     assert float((y32 - y16).abs().max()) <= 0.051 and float((y32 - y16).abs().mean()) < 0.003
@@ -156,7 +167,9 @@ def test_fake_and_integer_form_agree_on_every_value_ties_included() -> None:
         rng = generator(seed)
         step = torch.rand((), generator=rng) * 0.1 + 1e-3
         grid = torch.arange(-140, 140).float()
-        x = torch.cat([torch.randn(4000, generator=rng), grid * step, (grid + 0.5) * step, step * 127.5 * torch.ones(1)])
+        x = torch.cat(
+            [torch.randn(4000, generator=rng), grid * step, (grid + 0.5) * step, step * 127.5 * torch.ones(1)]
+        )
         fake = fake_quantize(x, step, -128.0, 127.0)
         integers = to_integers(x, step, 128.0, 0, 255)
         assert torch.equal(fake, (integers - 128) * step), seed

@@ -109,7 +109,9 @@ def test_a_negative_offset_stays_negative() -> None:
     # Most values lie below the range: the loss falls if the range moves down, so the zero-point has to rise or fall with
     # the sign of its own gradient, not of its absolute value.
     assert form.zeta.grad is not None and form.zeta.grad.item() != 0
-    outside = torch.where(x < -9 * form.grid().step.detach(), 1.0, 0.0) - torch.where(x > 6 * form.grid().step.detach(), 1.0, 0.0)
+    outside = torch.where(x < -9 * form.grid().step.detach(), 1.0, 0.0) - torch.where(
+        x > 6 * form.grid().step.detach(), 1.0, 0.0
+    )
     y = form.fake(x, form.grid()).detach()
     wanted = (2 * y * outside.abs() * -form.grid().step.detach()).sum() / (500 * 15) ** 0.5
     torch.testing.assert_close(form.zeta.grad, wanted, rtol=1e-4, atol=1e-4)

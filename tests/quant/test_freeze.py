@@ -57,7 +57,9 @@ def check_layer(op: p.Linear, source: p.Tensor) -> None:
     if isinstance(op, p.Conv):
         assert op.weight.shape[1] * op.groups == source.shape[0] and count % op.groups == 0
         for axis in (0, 1):
-            span = source.shape[1 + axis] + 2 * op.padding[axis] - op.dilation[axis] * (op.weight.shape[2 + axis] - 1) - 1
+            span = (
+                source.shape[1 + axis] + 2 * op.padding[axis] - op.dilation[axis] * (op.weight.shape[2 + axis] - 1) - 1
+            )
             assert op.output.shape[1 + axis] == span // op.stride[axis] + 1
     else:
         assert op.weight.shape[1:] == source.shape

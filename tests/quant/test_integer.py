@@ -38,7 +38,9 @@ def layers() -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
     }
 
 
-def build(form: str, bits: tuple[int, int], seed: int = 0, signed: bool = True, grain: str = "channel") -> QuantizedNetwork:
+def build(
+    form: str, bits: tuple[int, int], seed: int = 0, signed: bool = True, grain: str = "channel"
+) -> QuantizedNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net, shape = layers()[form]
@@ -74,7 +76,11 @@ def affine(producer: LayerProducer, count: int) -> tuple[Any, Any]:
 def weights(producer: LayerProducer, count: int, k: Any) -> tuple[Any, Any]:
     """Integer weights and their fp32 steps ``[count]``."""
     form = producer.weight_quantizer.form()
-    w = np.ones((count, 1, 1, 1), f32) if not hasattr(producer.layer, "weight") else producer.layer.weight.detach().numpy()
+    w = (
+        np.ones((count, 1, 1, 1), f32)
+        if not hasattr(producer.layer, "weight")
+        else producer.layer.weight.detach().numpy()
+    )
     step = np.broadcast_to(form.step(count).detach().numpy(), (count,)).astype(f32)
     column = (-1, *[1] * (w.ndim - 1))
     sign = np.where(k < 0, -1, 1).astype(f32).reshape(column)

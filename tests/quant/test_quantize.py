@@ -292,7 +292,9 @@ def test_copies_of_a_quantized_network_are_whole() -> None:
     assert torch.equal(copied.integers(images(2)), network.integers(images(2)))
     assert len(copied.graph.nodes) == len(network.graph.nodes)
     mine = {id(module) for module in copied.modules()}
-    nodes = [node for node in copied.graph.walk() if node.module is not None and node.kind in {"conv", "norm", "linear"}]
+    nodes = [
+        node for node in copied.graph.walk() if node.module is not None and node.kind in {"conv", "norm", "linear"}
+    ]
     assert nodes and all(id(node.module) in mine for node in nodes)
 
 
@@ -300,7 +302,8 @@ def test_copies_of_a_quantized_network_are_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["output", "steps", "graph", "run", "integers", "target", "removed", "example_shape", "keys", "values", "update"]
+    "name",
+    ["output", "steps", "graph", "run", "integers", "target", "removed", "example_shape", "keys", "values", "update"],
 )
 def test_a_layer_may_have_any_name_or_is_refused_clearly(name: str) -> None:
     net = Net(lambda net, x: getattr(net, name)(x), **{name: conv()})

@@ -1,0 +1,124 @@
+"""Fake quantization: real values rounded to a grid, with the gradients of learned step sizes (LSQ).
+
+A large tensor is worked on in pieces that stay in a core's cache: rounding it and finding its step's gradient then cost
+about one pass over memory each, and no temporary of its size is made.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["fake_quantize", "gradient_scale"]
+
+_PIECE = 1 << 17
+"""Elements worked on at once."""
+
+Bound = Tensor | float
+
+
+def _flat(like: Tensor, *tensors: Tensor) -> list[Tensor]:
+    """The tensors as one dimension in the memory order of ``like``; views where they are laid out as it is."""
+    if like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last):
+        return [tensor.permute(0, 2, 3, 1).reshape(-1) for tensor in (like, *tensors)]
+    return [tensor.reshape(-1) for tensor in (like, *tensors)]
+
+
+def _pieces(count: int) -> Iterator[slice]:
+    return (slice(at, at + _PIECE) for at in range(0, count, _PIECE))
+
+
+def _dense(x: Tensor) -> bool:
+    return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _round_pieces(x: Tensor, step: float, low: float, high: float) -> Tensor:
+    y = torch.empty_like(x)
+    x_flat, y_flat = _flat(x, y)
+    for piece in _pieces(x.numel()):
+        part = y_flat[piece]
+        # A division, not a product with the reciprocal: at ties it decides as the integer form does.
+        torch.div(x_flat[piece], step, out=part)
+        part.clamp_(low, high).round_().mul_(step)
+    return y
+
+
+def _backward_pieces(
+    g: Tensor, x: Tensor, y: Tensor, step: float, low: float, high: float
+) -> tuple[Tensor, float, float]:
+    """The input's gradient, the step's times the step, and the sum of the gradients that were clipped away."""
+    inside = torch.empty_like(x, dtype=g.dtype)
+    x_flat, g_flat, y_flat, out = _flat(x, g, y, inside)
+    scaled = clipped = 0.0
+    for piece in _pieces(x.numel()):
+        part, grad, before, after = out[piece], g_flat[piece], x_flat[piece], y_flat[piece]
+        torch.ops.aten.hardtanh_backward.grad_input(grad, before, low * step, high * step, grad_input=part)
+        scaled += float(torch.dot(part, after - before))
+        rest = grad - part
+        scaled += float(torch.dot(rest, after))
+        clipped += float(rest.sum())
+    return inside, scaled, clipped
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """``step * clip(rne(x / step), low, high)`` with the gradients of LSQ (Esser et al. 2020, eq. 3 and 5).
+
+    The gradient of the step is ``sum g * (rne(v) - v)`` inside the range and ``sum g * bound`` outside, ``v = x / step``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float) -> Tensor:
+        # One step for all on a CPU: plain numbers cost no synchronisation there, and the tensor can go in pieces.
+        ctx.pieces = step.numel() == 1 and x.device.type == "cpu" and _dense(x)
+        ctx.bounds, ctx.scale = (low, high), scale
+        if ctx.pieces:
+            y = _round_pieces(x, float(step), float(low), float(high))
+        else:
+            y = x / step.to(x.dtype)
+            y.clamp_(low, high).round_().mul_(step.to(x.dtype))  # type: ignore[arg-type]
+        ctx.save_for_backward(x, y, step)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        (g,) = grads
+        x, y, step = ctx.saved_tensors
+        low, high = ctx.bounds
+        if ctx.pieces:
+            inside, scaled, clipped = _backward_pieces(g, x, y, float(step), float(low), float(high))
+            grad_step = step.new_full(step.shape, scaled)
+            grad_zero = step.new_full((), clipped) * step
+        else:
+            inside = torch.where((x > low * step) & (x < high * step), g, 0)
+            outside = (g - inside).to(step.dtype)
+            grad_step = (inside.to(step.dtype) * (y - x) + outside * y).sum_to_size(step.shape)
+            grad_zero = outside * step
+        # Both bounds are (integer - zero_point): moving the zero-point moves what is clipped, by one step.
+        grad_low = grad_zero.sum_to_size(low.shape) * ctx.scale if isinstance(low, Tensor) else None
+        return inside, grad_step / step * ctx.scale, grad_low, None, None
+
+
+def fake_quantize(x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float = 1.0) -> Tensor:
+    """Rounds ``x`` to the grid ``step * {low..high}``.
+
+    Args:
+        x: Real values.
+        step: Positive step size(s), broadcastable to ``x``.
+        low, high: Bounds in steps, relative to real 0; tensors where they depend on a learned zero-point (the gradient
+            with respect to both is returned through ``low``, so pass ``high`` as ``low + const``, detached).
+        scale: Factor on the gradients of the step and the zero-point (LSQ's ``1 / sqrt(N * high)``).
+
+    Returns:
+        Values on the grid, in the dtype of ``x``. The gradient of ``x`` is 1 inside the range and 0 outside.
+    """
+    result: Tensor = _FakeQuantize.apply(x, step, low, high, scale)
+    return result
+
+
+def gradient_scale(numel: int, high: int) -> float:
+    """LSQ's factor on the gradient of a step size: ``1 / sqrt(numel per step * largest integer)``."""
+    return 1.0 / math.sqrt(numel * max(high, 1))

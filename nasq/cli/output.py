@@ -31,7 +31,9 @@ class Output:
         from rich.console import Console
 
         stream = sys.stderr if stderr else sys.stdout
-        return Console(file=stream, width=None if stream.isatty() else _WIDTH, highlight=False, soft_wrap=False)
+        width = None if stream.isatty() else _WIDTH
+        # No emoji: "add:one: ..." would lose a word to a picture.
+        return Console(file=stream, width=width, highlight=False, soft_wrap=False, emoji=False)
 
     def log(self, text: str) -> None:
         """A line of progress on stderr."""
@@ -54,14 +56,17 @@ class Output:
             return
         from rich.table import Table
 
-        table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold")
+        table = Table(box=None, pad_edge=False, header_style="bold")
         columns = list(rows[0]) if rows else []
         for column in columns:
             numeric = all(isinstance(row[column], (int, float)) for row in rows)
             table.add_column(column, justify="right" if numeric else "left", overflow="fold")
         for row in rows:
             table.add_row(*(_cell(row[column]) for column in columns))
-        self.console().print(table)
+        console = self.console()
+        if title:  # a table's own title would wrap at the table's width
+            console.print(title, markup=False, style="italic")
+        console.print(table)
 
 
 def _cell(value: Any) -> str:

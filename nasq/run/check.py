@@ -104,8 +104,9 @@ def check_target(
             bn = supernet.recalibrate(subnet, [images])
             with supernet.activate(subnet, bn):
                 program = freeze(network)
-            if not runs:
-                layers.update({op.path: LayerForm(op.path, type(op).__name__, False, True) for op in program.ops})
+            if not runs:  # the target is the integer reference itself
+                counted = [op for op in program.ops if isinstance(op, (Conv, Linear, Add))]
+                layers.update({op.path: LayerForm(op.path, type(op).__name__, True, True) for op in counted})
                 continue
             bundle.write(directory, program, {parity.MODEL: onnx.export(program)})
             report = parity.check(directory, images.cpu().numpy())

@@ -96,6 +96,43 @@ def test_the_memory_layout_changes_no_gradient(layout: str) -> None:
     torch.testing.assert_close(results[0][1], results[1][1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced", "one row"])
+@pytest.mark.parametrize("learned", [False, True])
+def test_large_tensors_in_any_layout_equal_the_closed_form(layout: str, learned: bool) -> None:
+    """Large tensors are worked on in pieces: every element has to be seen, once, with its own gradient."""
+    x = torch.randn(5, 33, 40, 41, generator=generator(1), dtype=torch.float64)
+    if layout == "channels_last":
+        x = x.to(memory_format=torch.channels_last)
+    elif layout == "sliced":
+        x = x[:, ::2]
+    elif layout == "one row":
+        x = x.flatten()
+    g = torch.randn(x.shape, generator=generator(2), dtype=torch.float64)
+    leaf, step = x.detach().requires_grad_(), torch.tensor(0.11, dtype=torch.float64, requires_grad=True)
+    zeta = torch.tensor(5.2, dtype=torch.float64, requires_grad=True)
+    low: Any = 0 - round_ste(zeta) if learned else -5.0
+    y = fake_quantize(leaf, step, low, (low + 15).detach() if learned else 10.0, scale=0.5)
+    y.backward(g)
+    wanted = closed_form(x.numpy(), np.float64(0.11), np.float64(-5), np.float64(10), g.numpy())
+    assert leaf.grad is not None and step.grad is not None
+    np.testing.assert_allclose(y.detach().numpy(), wanted["y"], atol=1e-12)
+    np.testing.assert_array_equal(leaf.grad.numpy(), wanted["x"])
+    assert step.grad.item() == pytest.approx(0.5 * wanted["step"].sum(), rel=1e-9)
+    if learned:
+        assert zeta.grad is not None and zeta.grad.item() == pytest.approx(0.5 * wanted["zero"].sum(), rel=1e-9)
+
+
+def test_an_expanded_gradient() -> None:
+    """As a sum's backward gives it: one number, expanded."""
+    x = torch.randn(3, 7, generator=generator(0), requires_grad=True)
+    step = torch.tensor(0.1, requires_grad=True)
+    fake_quantize(x, step, -8.0, 7.0).sum().backward()
+    a, s = x.detach().double().numpy(), np.float64(np.float32(0.1))
+    wanted = closed_form(a, s, np.float64(-8), np.float64(7), np.ones((3, 7)))
+    assert x.grad is not None and np.array_equal(x.grad.numpy(), wanted["x"])
+    assert step.grad is not None and step.grad.item() == pytest.approx(wanted["step"].sum(), rel=1e-4)
+
+
 def test_numerical_gradient_of_the_step_where_rounding_does_not_flip() -> None:
     """Outside the range the function is linear in the step: there the gradient is the numerical one."""
     x = torch.tensor([5.0, -7.0, 9.0], dtype=torch.float64)
@@ -147,7 +184,8 @@ def test_bf16(make: Callable[[], Tensor], learned: bool) -> None:
         )
         found.append((y.float(), step.grad, zeta.grad if learned else torch.zeros(1)))
     (y32, s32, z32), (y16, s16, z16) = found
-    assert float((y32 - y16).abs().max()) <= 0.051 and float((y32 - y16).abs().mean()) < 0.003
+    difference = (y32 - y16).detach().abs()
+    assert float(difference.max()) <= 0.051 and float(difference.mean()) < 0.003
     torch.testing.assert_close(s16, s32, rtol=0.05, atol=0.05)
     torch.testing.assert_close(z16, z32, rtol=0.05, atol=0.05)
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nasq.elastic.base import ElasticModule
+from nasq.elastic.base import ElasticModule, evaluating
 from nasq.elastic.conv import Conv2d
 from nasq.elastic.flow import Bools, Flow, Ints, Sized, conv_geometry, example_inputs
 from nasq.elastic.graph import Graph, Node
@@ -43,12 +43,12 @@ _PER_CHANNEL = 8
 """Bytes of one output channel beside its weights: an fp32 scale and an int32 bias."""
 
 
-def _count(module: nn.Module | None, flow: Flow) -> Any:
-    if module is None:
-        return 0
-    if isinstance(module, ElasticModule):
-        return module.cost_parameters(flow.lookup)
-    return sum(parameter.numel() for parameter in module.parameters())
+def _count(owner: nn.Module | nn.Parameter, flow: Flow) -> Any:
+    if isinstance(owner, nn.Parameter):
+        return owner.numel()
+    if isinstance(owner, ElasticModule):
+        return owner.cost_parameters(flow.lookup)
+    return sum(parameter.numel() for parameter in owner.parameters())
 
 
 class _Costs(Flow):
@@ -60,7 +60,7 @@ class _Costs(Flow):
             name: np.zeros(self.count, dtype=np.int64) for name in ("params", "macs", "bitops", "bytes")
         }
         self.weighted = {name: np.zeros(self.count, dtype=np.int64) for name in ("w", "w_bits", "a", "a_bits")}
-        self.counted: dict[tuple[str, int], Bools] = {}
+        self.counted: dict[int, Bools] = {}
 
     def option(self, quantizer: nn.Module, form: int) -> Ints:
         """The bits a quantizer uses in every subnet."""
@@ -82,18 +82,20 @@ class _Costs(Flow):
 
     def visit(self, node: Node, inputs: list[Sized], output: Sized, running: Bools) -> None:
         """Adds the node's costs in the subnets in which it runs."""
-        if node.module is None or node.kind == "container":
+        owner = node.module if node.module is not None else node.attributes.get("parameter")
+        if owner is None or node.kind == "container":
             return
-        fresh = self._fresh(node, running)
-        params = np.broadcast_to(_count(node.module, self), fresh.shape)
+        fresh = self._fresh(owner, running)
+        params = np.broadcast_to(_count(owner, self), fresh.shape)
         self.totals["params"] += np.where(fresh, params, 0)
         if node.kind not in {"conv", "linear", "norm"}:
             return
         producer = node.attributes.get("producer")
         if node.kind == "norm" and producer is None:
             return
+        # A quantized BatchNorm alone is a depthwise convolution by one: it is stored, and it runs.
         per_output = self._fan_in(node, inputs)
-        macs = output.numel * per_output if node.kind != "norm" else np.zeros_like(output.numel)
+        macs = output.numel * per_output
         channels = output.dims[0] if node.kind != "linear" else output.dims[-1]
         self.totals["macs"] += np.where(running, macs, 0)
         if producer is None:
@@ -104,8 +106,9 @@ class _Costs(Flow):
         width = self.option(form, form.bits if isinstance(form, WeightForm) else 8)
         self.totals["bitops"] += np.where(running, macs * width * inputs[0].bits, 0)
         stored = channels * ((width * per_output + 7) // 8 + _PER_CHANNEL)
-        self.totals["bytes"] += np.where(fresh, stored, 0)
-        if not node.attributes.get("pinned"):
+        # A layer that is called twice is in the file twice: its calls have other scales and biases.
+        self.totals["bytes"] += np.where(running, stored, 0)
+        if node.kind != "norm" and not node.attributes.get("pinned"):
             self._average(channels * per_output, width, inputs[0], fresh, running)
 
     def _average(self, weights: Ints, width: Ints, x: Sized, fresh: Bools, running: Bools) -> None:
@@ -115,9 +118,9 @@ class _Costs(Flow):
         ):  # fmt: skip
             self.weighted[name] += np.where(where, amount, 0)
 
-    def _fresh(self, node: Node, running: Bools) -> Bools:
-        """Where the node's weights are counted for the first time: a layer called twice has one set of weights."""
-        key = ("module", id(node.module))
+    def _fresh(self, owner: nn.Module | nn.Parameter, running: Bools) -> Bools:
+        """Where weights are counted for the first time: a layer called twice has one set of weights."""
+        key = id(owner)
         before = self.counted.get(key)
         self.counted[key] = running if before is None else before | running
         return running if before is None else running & ~before
@@ -142,7 +145,8 @@ class CostModel:
         example: An input ``[N, ...]``; not needed for a quantized network, which knows its own.
 
     Raises:
-        InputError: The network is not quantized and no example was given.
+        InputError: The network is not quantized and no example was given, it cannot be traced, or some of its
+            multiply-adds cannot be counted.
     """
 
     def __init__(self, supernet: Supernet, example: Tensor | None = None) -> None:
@@ -155,7 +159,22 @@ class CostModel:
                 "the network is not quantized: give CostModel an example input, whose size the costs depend on."
             )
         else:
-            self.graph = trace(supernet.module, example)
+            with supernet.activate(self.space.default()):
+                self.graph = trace(supernet.module, example)
+                self._check_complete(supernet.module, example)
+
+    def _check_complete(self, module: nn.Module, example: Tensor) -> None:
+        """Refuses a network with multiply-adds that the trace does not show, such as a matrix product of its own."""
+        with evaluating(module):
+            wanted = counted_macs(module, example) // len(example)
+        found = self.of(self.space.default())["macs"]
+        if found != wanted:
+            others = sorted({node.path for node in self.graph.walk() if node.kind == "other"})
+            raise InputError(
+                f"the network's multiply-adds cannot be counted: its default subnet has {wanted}, its layers have {found}. "
+                f"Operations whose costs are not known: {', '.join(others)[:300] or 'none'}. Make them of elastic or "
+                "torch's Conv2d and Linear."
+            )
 
     def evaluate(self, rows: NDArray[np.int16]) -> dict[str, NDArray[Any]]:
         """Costs of the subnets ``rows`` ``[n, choices]``: int64 ``[n]`` arrays, float64 for the averages."""

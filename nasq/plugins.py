@@ -91,7 +91,7 @@ def load(group: Group, name: str) -> Any:
         raise choose_from(GROUPS[group], name, members, f"'nasq {command}' lists them with their sources.")
     try:
         return members[name].load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # somebody else's module may raise anything while it is imported
         raise InputError(
             f"the {GROUPS[group]} {name!r} ({members[name].value}) cannot be imported: {error}. Its package may be "
             "broken or lack a dependency."

@@ -39,19 +39,18 @@ class _Activation:
     def __init__(self, supernet: Supernet, subnet: Mapping[str, Option], bn: BNState | None) -> None:
         self.supernet, self.before = supernet, dict(supernet.active)
         self.saved: list[tuple[Tensor, Tensor]] = []
-        supernet.active.clear()
-        supernet.active.update(subnet)
-        if bn is not None:
-            self._install(bn)
-
-    def _install(self, bn: BNState) -> None:
-        norms = dict(batch_norms(self.supernet.module))
-        for path, statistics in bn.statistics.items():
-            if path not in norms:
-                raise InputError(f"the BatchNorm statistics name {path!r}, which this supernet does not have.")
-            for buffer, value in zip(_buffers(norms[path]), statistics, strict=True):
-                self.saved.append((buffer, buffer.clone()))
-                buffer[: len(value)].copy_(value)
+        _switch(supernet, subnet)
+        if bn is None:
+            return
+        try:
+            norms = dict(batch_norms(supernet.module))
+            pairs = [pair for path, found in bn.statistics.items() for pair in _fitting(norms, path, found)]
+        except InputError:
+            _switch(supernet, self.before)
+            raise
+        for buffer, value in pairs:
+            self.saved.append((buffer, buffer.clone()))
+            buffer[: len(value)].copy_(value)
 
     def __enter__(self) -> Supernet:
         return self.supernet
@@ -59,10 +58,34 @@ class _Activation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.supernet.active.clear()
-        self.supernet.active.update(self.before)
+        _switch(self.supernet, self.before)
         for buffer, value in reversed(self.saved):
             buffer.copy_(value)
+
+
+def _fitting(
+    norms: Mapping[str, AnyBatchNorm], path: str, statistics: tuple[Tensor, Tensor]
+) -> list[tuple[Tensor, Tensor]]:
+    """The buffers of a layer with their new values."""
+    norm = norms.get(path)
+    if norm is None:
+        raise InputError(f"the BatchNorm statistics name {path!r}, which this supernet does not have.")
+    shapes, channels = [tuple(value.shape) for value in statistics], _channels(norm)
+    if shapes != [(channels,)] * 2:
+        raise InputError(
+            f"the BatchNorm statistics of {path!r} have the shapes {shapes}, and the layer has {channels} active "
+            "channels: they are those of another subnet. Recalibrate this one."
+        )
+    return list(zip(_buffers(norm), statistics, strict=True))
+
+
+def _switch(supernet: Supernet, options: Mapping[str, Option]) -> None:
+    supernet.active.clear()
+    supernet.active.update(options)
+
+
+def _channels(norm: AnyBatchNorm) -> int:
+    return norm.active_channels() if isinstance(norm, BatchNorm2d) else norm.num_features
 
 
 def _buffers(norm: AnyBatchNorm) -> tuple[Tensor, Tensor]:
@@ -100,7 +123,7 @@ class Supernet(nn.Module):
             bn: Its BatchNorm statistics, from :meth:`recalibrate`.
 
         Raises:
-            InputError: It is not a member; names the choice.
+            InputError: It is not a member (names the choice), or the statistics are not its own.
         """
         member = subnet if isinstance(subnet, Subnet) else Subnet(subnet)
         self.space.validate(member)
@@ -130,6 +153,9 @@ class Supernet(nn.Module):
             subnet: A member of the space.
             batches: Inputs ``[N, ...]``; the more images in all, the less noise in the statistics.
             options: For the module's forward.
+
+        Raises:
+            InputError: It is not a member, or there is no batch.
         """
         norms = dict(batch_norms(self.module))
         before = {path: (norm.training, norm.momentum, norm.num_batches_tracked) for path, norm in norms.items()}
@@ -143,8 +169,11 @@ class Supernet(nn.Module):
                 norm.num_batches_tracked = torch.zeros_like(_tracked(norm))
             with self.activate(subnet):
                 options = {"mode": "fake", **options} if _quantized(self.module) else options
-                for batch in batches:
+                count = 0
+                for count, batch in enumerate(batches, 1):  # noqa: B007
                     self.module(batch, **options)
+                if not count:
+                    raise InputError("recalibration got no batch of inputs. Give at least one; iterators are used up.")
                 return BNState({path: _taken(norm) for path, norm in norms.items() if int(_tracked(norm)) > 0})
         finally:
             for path, norm in norms.items():
@@ -170,22 +199,40 @@ class Supernet(nn.Module):
             ArtifactError: A file is missing, corrupt, or of another space (both fingerprints are named).
         """
         found = read_json(directory / "supernet.json")
-        if found.get("schema") != _SCHEMA:
+        schema, fingerprint = (found.get(key) if isinstance(found, dict) else None for key in ("schema", "fingerprint"))
+        if isinstance(schema, int) and schema > _SCHEMA:
+            raise ArtifactError(f"{directory} has schema {schema}; this version of nasq reads {_SCHEMA}. Update nasq.")
+        if schema != _SCHEMA or not isinstance(fingerprint, str):
+            raise ArtifactError(f"{directory / 'supernet.json'} does not describe a supernet. It is corrupt.")
+        if fingerprint != self.space.fingerprint:
             raise ArtifactError(
-                f"{directory} has schema {found.get('schema')!r}; this version of nasq reads {_SCHEMA}. Update nasq."
-            )
-        if found["fingerprint"] != self.space.fingerprint:
-            raise ArtifactError(
-                f"the weights in {directory} belong to a space with fingerprint {found['fingerprint']}, this supernet's "
+                f"the weights in {directory} belong to a space with fingerprint {fingerprint}, this supernet's "
                 f"is {self.space.fingerprint}. Build the supernet with the same space and bits."
             )
-        path = directory / "weights.safetensors"
+        self.module.load_state_dict(self._read_weights(directory / "weights.safetensors"))
+
+    def _read_weights(self, path: Path) -> dict[str, Tensor]:
+        """Weights that fit this supernet, all of them: a load that fails half-way would leave a mixture."""
         try:
-            self.module.load_state_dict(load_tensors(path.read_bytes()))
-        except (OSError, SafetensorError, RuntimeError) as error:
+            tensors: dict[str, Tensor] = load_tensors(path.read_bytes())
+        except (OSError, SafetensorError) as error:
             raise ArtifactError(
                 f"{path} cannot be read: {str(error).splitlines()[0]}. It is corrupt or truncated."
             ) from error
+        own = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in self.module.state_dict().items()}
+        given = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()}
+        wrong = sorted(name for name in own | given if own.get(name) != given.get(name))
+        if wrong:
+            name = wrong[0]
+            raise ArtifactError(
+                f"{path} does not fit this supernet: {name!r} is {_described(given.get(name))} in the file and "
+                f"{_described(own.get(name))} here ({len(wrong)} differ). It is corrupt, or the network's code has changed."
+            )
+        return tensors
+
+
+def _described(tensor: tuple[tuple[int, ...], torch.dtype] | None) -> str:
+    return "absent" if tensor is None else f"{list(tensor[0])} of {str(tensor[1]).removeprefix('torch.')}"
 
 
 def _quantized(module: nn.Module) -> bool:
@@ -199,6 +246,6 @@ def _tracked(norm: AnyBatchNorm) -> Tensor:
 
 
 def _taken(norm: AnyBatchNorm) -> tuple[Tensor, Tensor]:
-    count = norm.active_channels() if isinstance(norm, BatchNorm2d) else norm.num_features
+    count = _channels(norm)
     mean, var = _buffers(norm)
     return mean[:count].clone(), var[:count].clone()

@@ -1,7 +1,7 @@
 """``digits_mobile``: an inverted-residual network for 8x8 digits.
 
 Source: the blocks of MobileNetV2 (Sandler et al. 2018) with the elastic dimensions of Once-for-All (Cai et al. 2020),
-scaled to scikit-learn's digits. Size: 6,858,432 architectures; with 2..8 bits for every layer and tensor 1.4e44 subnets.
+scaled to scikit-learn's digits. Size: 979,776 architectures; with 2..8 bits for every layer and tensor 1.8e43 subnets.
 Default data: ``digits``.
 """
 

@@ -268,6 +268,27 @@ def test_a_copied_supernet_has_its_costs() -> None:
     assert CostModel(copy.deepcopy(supernet)).of(subnet) == CostModel(supernet).of(subnet)
 
 
+@pytest.mark.parametrize("padding", ["same", "valid", 2])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_plain_convolutions_with_padding_by_name(padding: Any, kernel: int) -> None:
+    supernet = Supernet(nn.Sequential(nn.Conv2d(3, 4, kernel, padding=padding), elastic.Conv2d(4, 2, 1)))
+    assert CostModel(supernet, images(1)).of({})["macs"] == flops(supernet.extract({}), images(1))
+
+
+def test_multiply_adds_that_the_layers_do_not_show_are_refused() -> None:
+    class Product(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = elastic.Conv2d(3, Choice("width", (2, 4)), 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return y @ y
+
+    with pytest.raises(InputError, match=r"default subnet has 2816, its layers have 768.*not known: matmul"):
+        CostModel(Supernet(Product()), images(2))
+
+
 def test_linear_layers_on_tokens() -> None:
     supernet = Supernet(nn.Sequential(elastic.Linear(6, Choice("w", (4, 8))), nn.GELU()))
     x = torch.zeros(1, 7, 6)

@@ -343,14 +343,16 @@ def test_a_few_lines_of_ones_own_train_a_supernet() -> None:
     y = torch.arange(32) % 5
     x = images(32, 1) * 0.3 + (y.reshape(-1, 1, 1, 1) - 2) * torch.tensor([1.0, -0.5, 0.2]).reshape(1, 3, 1, 1)
     losses = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        with supernet.activate(supernet.space.sample(rng)):
-            loss = nn.functional.cross_entropy(supernet(x), y)
-            loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5]) and supernet.active == {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # dropout draws from torch's own generator
+        for _ in range(150):
+            optimizer.zero_grad()
+            with supernet.activate(supernet.space.sample(rng)):
+                loss = nn.functional.cross_entropy(supernet(x), y)
+                loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10]) and supernet.active == {}
 
 
 def test_the_public_names() -> None:

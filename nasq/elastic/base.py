@@ -45,12 +45,21 @@ class ElasticModule(nn.Module):
         self.own_choices: tuple[Choice, ...] = ()
 
     def holds(self, *sizes: Size) -> None:
-        """Declares the sizes this module reads; their choices become the module's own."""
-        found = {choice.name: choice for size in sizes for choice in choices_of(size)}
-        self.own_choices = (
-            *self.own_choices,
-            *(c for n, c in found.items() if n not in {o.name for o in self.own_choices}),
-        )
+        """Declares the sizes this module reads; their choices become the module's own.
+
+        Raises:
+            InputError: Two different choices have one name.
+        """
+        own = {choice.name: choice for choice in self.own_choices}
+        for choice in (choice for size in sizes for choice in choices_of(size)):
+            known = own.setdefault(choice.name, choice)
+            if known != choice:
+                raise InputError(
+                    f"a {type(self).__name__} holds two different choices named {choice.name!r}, with the options "
+                    f"{list(known.options)} and {list(choice.options)}. Choices of one name are tied: make them equal, or "
+                    "rename one."
+                )
+        self.own_choices = tuple(own.values())
 
     def value(self, size: Size) -> int:
         """The size under the active options."""

@@ -37,15 +37,19 @@ class OneOf(Container):
             )
         self.choice = choice
         self.holds(choice)
-        self.branches = nn.ModuleDict({str(option): given[option] for option in choice.options})
+        self.branches = nn.ModuleDict()
+        self._keys: dict[Option, str] = {}
+        for option in choice.options:
+            key = self._keys[option] = _free_key(self.branches, option)
+            self.branches[key] = given[option]
 
     def forward(self, *inputs: Any) -> Any:
         """Runs the active branch."""
-        return self.branches[str(self.option(self.choice))](*inputs)
+        return self.branches[self._keys[self.option(self.choice)]](*inputs)
 
     def parts(self) -> list[tuple[str, nn.Module]]:
         """The branches, in the order of the options."""
-        return [(f"branches.{option}", self.branches[str(option)]) for option in self.choice.options]
+        return [(f"branches.{key}", self.branches[key]) for key in self._keys.values()]
 
     def condition(self, index: int) -> Condition:
         """The branch's own option."""
@@ -57,14 +61,22 @@ class OneOf(Container):
 
     def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """The active branch, extracted."""
-        return recurse(self.branches[str(self.option(self.choice))])
+        return recurse(self.branches[self._keys[self.option(self.choice)]])
+
+
+def _free_key(branches: nn.ModuleDict, option: Option) -> str:
+    """The option as a name that torch's ModuleDict takes: no dot, no name of its own, none that is taken."""
+    key = str(option).replace(".", "_")
+    while not key or hasattr(branches, key):
+        key += "_"
+    return key
 
 
 class Repeat(Container):
     """Runs the first ``depth`` of its blocks, one after the other.
 
     Args:
-        blocks: The blocks of the deepest form.
+        blocks: The blocks of the deepest form; what lies behind it never runs and is left out.
         depth: How many run: an int or a choice of ints in ``1..len(blocks)`` (0 where the input may pass unchanged).
 
     Raises:
@@ -75,7 +87,6 @@ class Repeat(Container):
 
     def __init__(self, blocks: Sequence[nn.Module], depth: Choice | int | None = None) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(blocks)
         self.depth: Choice | int = len(blocks) if depth is None else depth
         options: tuple[Option, ...] = self.depth.options if isinstance(self.depth, Choice) else (self.depth,)
         for option in options:
@@ -84,6 +95,7 @@ class Repeat(Container):
                     f"the depth {option!r} is not a number of blocks from 0 to {len(blocks)}. Change the depth's "
                     "options or give more blocks."
                 )
+        self.blocks = nn.ModuleList(blocks[: max(option for option in options if isinstance(option, int))])
         if isinstance(self.depth, Choice):
             self.holds(self.depth)
 
@@ -116,4 +128,6 @@ class Repeat(Container):
 
     def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """The active blocks, extracted, in sequence."""
-        return nn.Sequential(*(recurse(self.blocks[index]) for index in range(self.active_depth())))
+        plain = nn.Sequential(*(recurse(self.blocks[index]) for index in range(self.active_depth())))
+        plain.training = self.training  # of the sequence alone: each block keeps its own
+        return plain

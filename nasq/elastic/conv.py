@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from nasq.elastic.base import ElasticModule, Size
 from nasq.errors import InputError
-from nasq.space import maximum_of_size
+from nasq.space import Choice, maximum_of_size
 
 __all__ = ["Conv2d", "plain_conv"]
 
@@ -29,6 +29,10 @@ def plain_conv(
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone())
     return conv
+
+
+def _even(kernel: int) -> InputError:
+    return InputError(f"padding='same' needs an odd kernel, got {kernel}. Give the padding as a number of pixels.")
 
 
 class Conv2d(ElasticModule):
@@ -50,7 +54,8 @@ class Conv2d(ElasticModule):
         ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``.
 
     Raises:
-        InputError: A kernel size is even with ``padding="same"``, or the channels are not divisible by the groups.
+        InputError: A kernel size is even with ``padding="same"``, the channels are not divisible by the groups, or the
+            padding is neither "same" nor a number of pixels.
     """
 
     def __init__(
@@ -69,12 +74,28 @@ class Conv2d(ElasticModule):
         self.stride, self.groups, self.dilation = stride, groups, dilation
         self.padding: Literal["same"] | int = padding
         self.holds(in_channels, out_channels, kernel_size, stride, groups)
+        self._refuse_impossible()
         per_group = in_channels // groups
         kernel = maximum_of_size(kernel_size)
         shape = (maximum_of_size(out_channels), maximum_of_size(per_group), kernel, kernel)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
         self.reset_parameters()
+
+    def _refuse_impossible(self) -> None:
+        """What no active option can mend is refused now; what depends on several choices, when the space is built."""
+        padding, kernel = self.padding, self.kernel_size
+        if padding != "same" and (not isinstance(padding, int) or padding < 0):
+            raise InputError(f"the padding {padding!r} is neither 'same' nor a number of pixels. Give one of them.")
+        for option in kernel.options if isinstance(kernel, Choice) else (kernel,):
+            if padding == "same" and isinstance(option, int) and option % 2 == 0:
+                raise _even(option)
+        for channels in (self.in_channels, self.out_channels):
+            if isinstance(channels, int) and isinstance(self.groups, int) and channels % self.groups:
+                raise InputError(
+                    f"a convolution has {channels} channels, which {self.groups} groups do not divide. Change its "
+                    "channels or its groups."
+                )
 
     def reset_parameters(self) -> None:
         """Draws the weights as torch's own convolution does (Kaiming uniform, a = sqrt 5)."""
@@ -104,9 +125,7 @@ class Conv2d(ElasticModule):
         """Active stride, padding, dilation and groups, as torch's functional convolution takes them."""
         kernel = self.value(self.kernel_size)
         if self.padding == "same" and kernel % 2 == 0:
-            raise InputError(
-                f"padding='same' needs an odd kernel, got {kernel}. Give the padding as a number of pixels."
-            )
+            raise _even(kernel)
         padding = self.dilation * (kernel - 1) // 2 if self.padding == "same" else self.padding
         return {
             "stride": self.value(self.stride),

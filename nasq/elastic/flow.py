@@ -6,7 +6,7 @@ in subnet 0, 1, 2, ... It is how sizes are checked when a space is built, and wh
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import nn
 
 from nasq.elastic.base import Condition, Container, Size
 from nasq.elastic.conv import Conv2d
-from nasq.elastic.graph import Graph, Node
+from nasq.elastic.graph import Graph, Node, disagreement
 from nasq.elastic.linear import Linear
 from nasq.elastic.norm import BatchNorm2d
 from nasq.errors import InputError
@@ -49,20 +49,25 @@ class Sized:
 
 
 def conv_geometry(module: nn.Module, flow: Flow) -> dict[str, Any]:
-    """Sizes of an elastic or plain convolution: in, out, kernel (h, w), stride, padding, dilation, groups."""
+    """Sizes of an elastic or plain convolution: in, out, kernel (h, w), stride, padding (both sides), dilation, groups."""
     if isinstance(module, Conv2d):
         kernel = flow.lookup(module.kernel_size)
-        padding = module.dilation * (kernel - 1) // 2 if module.padding == "same" else module.padding
+        padding = module.dilation * (kernel - 1) if module.padding == "same" else 2 * module.padding
         stride = flow.lookup(module.stride)
         return {
             "in": flow.lookup(module.in_channels), "out": flow.lookup(module.out_channels), "kernel": (kernel, kernel),
             "stride": (stride, stride), "padding": (padding, padding), "dilation": (module.dilation, module.dilation),
             "groups": flow.lookup(module.groups),
         }  # fmt: skip
-    assert isinstance(module, nn.Conv2d) and not isinstance(module.padding, str)
+    assert isinstance(module, nn.Conv2d)
+    if isinstance(module.padding, str):
+        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        both = reach if module.padding == "same" else [0, 0]
+    else:
+        both = [2 * pixels for pixels in module.padding]
     return {
         "in": module.in_channels, "out": module.out_channels, "kernel": module.kernel_size, "stride": module.stride,
-        "padding": module.padding, "dilation": module.dilation, "groups": module.groups,
+        "padding": both, "dilation": module.dilation, "groups": module.groups,
     }  # fmt: skip
 
 
@@ -130,20 +135,36 @@ class Flow:
 
     def _sized(self, node: Node, inputs: list[Sized], running: Bools) -> Sized:
         dims = _RULES.get(node.kind, _unknown)(self, node, inputs, running)
-        source = node.path if node.kind in {"conv", "linear", "add", "concat"} else inputs[0].source
+        source = inputs[0].source if inputs and node.kind not in {"conv", "linear", "add", "concat"} else node.path
         return Sized(dims, self.bits(node, inputs) if inputs else self.lookup(32), source)
 
-    def agree(self, node: Node, what: str, wanted: Any, given: Sized, have: Ints, running: Bools) -> None:
+    def agree(
+        self, node: Node, what: str, wanted: Any, given: Sized, have: Ints, running: Bools, beside: str = ""
+    ) -> None:
         """Raises where a layer's size and its input's differ in a subnet in which the layer runs."""
-        wrong = running & (np.broadcast_to(wanted, have.shape) != have)
+        wrong = running & (wanted != have)
         if wrong.any():
-            index = int(np.flatnonzero(wrong)[0])
-            subnet = self.space.to_subnet(self.rows[index])
+            index, example = self._first(wrong)
+            size = int(np.broadcast_to(wanted, have.shape)[index])
+            raise disagreement(node.path, what, size, given.source, int(have[index]), example, beside)
+
+    def divide(self, node: Node, sizes: dict[str, Any], running: Bools) -> None:
+        """Raises where the groups of a convolution do not divide its channels in a subnet in which it runs."""
+        wrong = running & ((sizes["in"] % sizes["groups"] != 0) | (sizes["out"] % sizes["groups"] != 0))
+        if wrong.any():
+            index, example = self._first(wrong)
+            inner, outer, groups = (int(np.broadcast_to(sizes[key], wrong.shape)[index]) for key in _DIVIDED)
             raise InputError(
-                f"sizes disagree: {node.path!r} takes {int(np.broadcast_to(wanted, have.shape)[index])} {what}, and "
-                f"{given.source!r} gives it {int(have[index])}, for example in the subnet {subnet.to_json()[:200]}. "
-                "Give both the same choice or expression."
+                f"{node.path!r} has {inner} input and {outer} output channels, which {groups} groups do not divide, for "
+                f"example in the subnet {example}. Change the options of its width or of its groups."
             )
+
+    def _first(self, wrong: Bools) -> tuple[int, str]:
+        index = int(np.flatnonzero(wrong)[0])
+        return index, self.space.to_subnet(self.rows[index]).to_json()[:200]
+
+
+_DIVIDED = ("in", "out", "groups")
 
 
 def _choose(mask: Bools, one: Sized, other: Sized) -> Sized:
@@ -154,7 +175,7 @@ def _choose(mask: Bools, one: Sized, other: Sized) -> Sized:
 
 
 def _window(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> Ints:
-    return np.asarray((size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1)
+    return np.asarray((size + padding - dilation * (kernel - 1) - 1) // stride + 1)
 
 
 def _conv(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
@@ -162,6 +183,7 @@ def _conv(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[
     sizes = conv_geometry(node.module, flow)
     channels, *spatial = inputs[0].dims
     flow.agree(node, "input channels", sizes["in"], inputs[0], channels, running)
+    flow.divide(node, sizes, running)
     height, width = (
         _window(spatial[i], sizes["kernel"][i], sizes["stride"][i], sizes["padding"][i], sizes["dilation"][i])
         for i in (0, 1)
@@ -183,12 +205,13 @@ def _norm(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[
 
 
 def _add(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    names = ("channels", "rows", "columns") if len(inputs[0].dims) == 3 else ("features",) * len(inputs[0].dims)
-    for what, one, other in zip(names, inputs[0].dims, inputs[1].dims, strict=True):
-        # Both sides are named: the first as what the sum expects, the second as what it was given.
-        named = replace(inputs[1], source=f"{inputs[1].source}' (added to '{inputs[0].source}')")
-        flow.agree(node, what, one, named, other, running)
+    for what, one, other in zip(_names(inputs[0]), inputs[0].dims, inputs[1].dims, strict=True):
+        flow.agree(node, what, one, inputs[1], other, running, inputs[0].source)
     return inputs[0].dims
+
+
+def _names(x: Sized) -> tuple[str, ...]:
+    return ("channels", "rows", "columns") if len(x.dims) == 3 else ("features",) * len(x.dims)
 
 
 def _pool(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
@@ -200,8 +223,8 @@ def _pool(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[
     stride, padding = node.attributes["stride"], node.attributes.get("padding", (0, 0))
     return (
         channels,
-        _window(height, kernel[0], stride[0], padding[0]),
-        _window(width, kernel[1], stride[1], padding[1]),
+        _window(height, kernel[0], stride[0], 2 * padding[0]),
+        _window(width, kernel[1], stride[1], 2 * padding[1]),
     )
 
 
@@ -210,6 +233,9 @@ def _reshape(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tup
 
 
 def _concat(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
+    for other in inputs[1:]:
+        for what, wanted, have in zip(_names(other)[1:], inputs[0].dims[1:], other.dims[1:], strict=True):
+            flow.agree(node, what, wanted, other, have, running, inputs[0].source)
     return (np.sum(np.stack([x.dims[0] for x in inputs]), axis=0), *inputs[0].dims[1:])
 
 
@@ -218,9 +244,10 @@ def _same(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[
 
 
 def _unknown(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    """An operation without a rule: its shape in the example holds where that is the shape of its first input."""
-    if node.inputs and node.inputs[0].shape == node.shape:
-        return inputs[0].dims
+    """An operation without a rule: it has the shape of an input where it has in the example, else the example's."""
+    for source, found in zip(node.inputs, inputs, strict=True):
+        if source.shape == node.shape and (source.inputs or source.kind == "input"):
+            return found.dims
     return tuple(flow.lookup(size) for size in node.shape)
 
 

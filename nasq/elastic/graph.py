@@ -6,12 +6,15 @@ container is one node that holds the graphs of its parts.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import nn
 
-__all__ = ["Graph", "Kind", "Node"]
+from nasq.errors import InputError
+
+__all__ = ["Graph", "Kind", "Node", "disagreement"]
 
 Kind = Literal[
     "input",
@@ -42,7 +45,7 @@ class Node:
         inputs: The nodes whose values it reads.
         shape: Shape of its value in the traced example, without the batch dimension.
         module: The module behind it, if it is one.
-        attributes: Fixed numbers of the operation, such as a pooling window.
+        attributes: Fixed numbers of the operation, such as a pooling window; the ``parameter`` that it reads directly.
         parts: The graphs of a container's parts, in the container's order.
     """
 
@@ -71,6 +74,14 @@ class Graph:
     nodes: list[Node]
     output: Node
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Graph:
+        # Node by node: through their inputs, the recursion would be as deep as the network.
+        for node in self.nodes:
+            inputs = tuple(memo[id(source)] for source in node.inputs)
+            rest = copy.deepcopy((node.module, node.attributes, node.parts), memo)
+            memo[id(node)] = Node(node.kind, node.name, node.path, inputs, node.shape, *rest)
+        return Graph([memo[id(node)] for node in self.nodes], memo[id(self.output)])
+
     @property
     def inputs(self) -> list[Node]:
         """The input nodes."""
@@ -88,3 +99,25 @@ class Graph:
             for part in node.parts:
                 found.extend(part.walk())
         return found
+
+
+def disagreement(
+    path: str, what: str, wanted: int, maker: str, given: int, example: str = "", beside: str = ""
+) -> InputError:
+    """The error for a layer whose size is not that of its input.
+
+    Args:
+        path: The layer.
+        what: The size, as a noun: ``"input channels"``.
+        wanted: The layer's size.
+        maker: The layer that made the input.
+        given: The input's size.
+        example: A subnet in which they differ, as text.
+        beside: For a sum or concatenation: the layer that made the other side.
+    """
+    other = f" (added to {beside!r})" if beside else ""
+    where = f", for example in the subnet {example}" if example else ""
+    return InputError(
+        f"sizes disagree: {path!r} takes {wanted} {what}, and {maker!r}{other} gives it {given}{where}. "
+        "Give both the same choice or expression."
+    )

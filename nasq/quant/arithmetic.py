@@ -7,6 +7,7 @@ uses is in :mod:`nasq.quant.fake`. ``rne`` below rounds half to even, as ``torch
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -46,16 +47,18 @@ class IntegerLayer:
     """The integers of a convolution or linear layer (see :class:`nasq.quant.program.Linear`).
 
     Attributes:
-        weight: ``[out, ...]`` integers before ``shift``, as fp32.
+        weight: ``[out, ...]`` integers minus their zero-point, before ``shift``, as fp32.
         shift: ``[out]`` integers: the weights used are ``weight * 2^shift``.
         scale: fp32 ``[out]``, positive: real value of one unit of the shifted weight.
         bias: ``[out]`` integers in units of ``input step * scale``, as fp32 (all below 2^24).
+        zero: ``[out]`` zero-points of asymmetric weights, as fp32; ``None``: all are 0.
     """
 
     weight: Tensor
     shift: Tensor
     scale: Tensor
     bias: Tensor
+    zero: Tensor | None = None
 
     @property
     def shifted(self) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from typing import cast
 
 import torch
@@ -19,8 +18,10 @@ from nasq.errors import InputError
 from nasq.quant.calibration import guess_weight
 from nasq.quant.forms import WeightForm
 from nasq.quant.layers import AnyLayer, AnyNorm, Unit, full_weight
-from nasq.quant.network import QuantGraph, QuantizedNetwork, Step
+from nasq.quant.network import QuantGraph, QuantizedNetwork, Step, Wiring
+from nasq.quant.options import Bits, Plan
 from nasq.quant.passing import Clip, Flatten, MaxPool, Same
+from nasq.quant.pinning import exits, first_and_last
 from nasq.quant.producers import (
     Activation,
     AddProducer,
@@ -30,88 +31,37 @@ from nasq.quant.producers import (
     LayerProducer,
 )
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
-from nasq.space import Choice
-from nasq.targets import Removal, Target, load
+from nasq.targets import Target, load
 
 __all__ = ["quantize"]
-
-Bits = Sequence[int] | Choice
-_SINGLE: tuple[int, ...] = (8,)
-
-
-@dataclass
-class _Plan:
-    """The decisions of one call, shared by all parts of the network."""
-
-    weight_bits: Bits
-    activation_bits: Bits
-    granularity: Sequence[str]
-    weight_symmetry: Sequence[str]
-    activation_symmetry: Sequence[str]
-    pinned_weights: set[Node] = field(default_factory=set)
-    pinned_outputs: set[Node] = field(default_factory=set)
-    pinned_bits: tuple[int, ...] = _SINGLE
-    weights: dict[int, WeightQuantizer] = field(default_factory=dict)
-
-
-def _first_layers(graph: Graph) -> set[Node]:
-    """The layers that read the network's input, also those at the beginning of containers."""
-    reached = set(graph.inputs)
-    found: set[Node] = set()
-    for node in graph.nodes:
-        if not reached.intersection(node.inputs):
-            continue
-        if node.kind in {"conv", "linear"}:
-            found.add(node)
-        elif node.kind == "container":
-            for part in node.parts:
-                found |= _first_layers(part)
-        else:
-            reached.add(node)
-    return found
-
-
-def _makers(node: Node) -> set[Node]:
-    """The nodes whose quantized tensor ``node``'s value is, through whatever keeps the grid, into containers."""
-    if node.kind == "container":
-        made = {maker for part in node.parts for maker in _makers(part.output)}
-        return made | _makers(node.inputs[0])
-    if node.kind in {"reshape", "identity", "max_pool", "relu", "relu6", "norm"} and node.inputs:
-        return {node} | _makers(node.inputs[0])
-    return {node}
-
-
-def _pin(graph: Graph, plan: _Plan) -> None:
-    """First and last layer keep their bits: their weights, the last one's input and the network's output."""
-    plan.pinned_weights |= _first_layers(graph)
-    last = _makers(graph.output)
-    plan.pinned_outputs |= last
-    for node in [node for node in last if node.kind in {"conv", "linear"}]:
-        plan.pinned_weights.add(node)
-        for source in node.inputs:
-            plan.pinned_outputs |= _makers(source)
 
 
 class _Builder:
     """Builds the quantized form of one traced module."""
 
-    def __init__(self, module: nn.Module, graph: Graph, plan: _Plan, root: bool) -> None:
+    def __init__(self, module: nn.Module, graph: Graph, plan: Plan, root: bool) -> None:
         self.plan, self.graph, self.module = plan, graph, module
         self.made: QuantGraph = (QuantizedNetwork if root else QuantGraph)(module, graph)
         self.place: dict[Node, int] = {node: index for index, node in enumerate(graph.inputs)}
         self.nonnegative: set[Node] = set()
         self.absorbed: set[Node] = set()
 
-    def step(self, target: str, inputs: Iterable[int]) -> int:
-        self.made.steps.append(Step(target, tuple(inputs)))
-        return len(self.graph.inputs) + len(self.made.steps) - 1
+    def step(self, target: str, inputs: Iterable[Node]) -> int:
+        steps = self.made.wiring.steps
+        steps.append(Step(target, tuple(self.place[source] for source in inputs)))
+        return len(self.graph.inputs) + len(steps) - 1
+
+    def keep(self, node: Node, module: nn.Module) -> str:
+        """Keeps what quantization adds for ``node``; returns where."""
+        name = node.name
+        while hasattr(self.made.quantization, name):
+            name += "_"
+        self.made.quantization[name] = module
+        return f"quantization.{name}"
 
     def add(self, node: Node, producer: nn.Module, inputs: Iterable[Node]) -> int:
-        name = node.name
-        assert name not in self.made.quantization
-        self.made.quantization[name] = producer
         node.attributes["producer"] = producer
-        return self.step(f"quantization.{name}", [self.place[source] for source in inputs])
+        return self.step(self.keep(node, producer), inputs)
 
     def only_user(self, node: Node) -> Node | None:
         users = self.graph.users(node)
@@ -119,10 +69,14 @@ class _Builder:
 
     def follow(self, node: Node, kinds: set[str]) -> Node | None:
         """The only consumer of ``node`` if it is of one of ``kinds``; it becomes part of ``node``'s producer."""
+        passed: list[Node] = []
         user = self.only_user(node)
+        while user is not None and isinstance(user.module, nn.Identity):
+            passed.append(user)
+            user = self.only_user(user)
         if user is None or user.kind not in kinds:
             return None
-        self.absorbed.add(user)
+        self.absorbed.update(passed, [user])
         return user
 
     def activation_behind(self, node: Node) -> tuple[Activation, Node]:
@@ -133,26 +87,20 @@ class _Builder:
         signed = activation == "none" and not nonnegative
         if not signed:
             self.nonnegative.add(end)
-        pinned = node in self.plan.pinned_outputs or end in self.plan.pinned_outputs
-        bits: Bits = self.plan.pinned_bits if pinned else self.plan.activation_bits
+        bits = self.plan.bits(self.plan.activation_bits, node in self.plan.pinned.tensors)
         return ActivationQuantizer(node.path, signed, bits, self.plan.activation_symmetry)
 
     def weight_quantizer(self, node: Node, layer: AnyLayer) -> WeightQuantizer:
         # A weight quantizer belongs to the module: a layer that is called twice has one.
-        pinned = node in self.plan.pinned_weights
+        plan = self.plan
+        pinned = layer in plan.pinned.layers
         node.attributes["pinned"] = pinned
-        if id(layer) not in self.plan.weights:
-            weight = full_weight(layer)
-            quantizer = WeightQuantizer(
-                node.path,
-                weight.shape[0],
-                self.plan.pinned_bits if pinned else self.plan.weight_bits,
-                self.plan.granularity,
-                self.plan.weight_symmetry,
-            )
+        if layer not in plan.weights:
+            weight, bits = full_weight(layer), plan.bits(plan.weight_bits, pinned)
+            quantizer = WeightQuantizer(node.path, weight.shape[0], bits, plan.granularity, plan.weight_symmetry)
             guess_weight(quantizer, weight)
-            self.plan.weights[id(layer)] = quantizer
-        return self.plan.weights[id(layer)]
+            plan.weights[layer] = quantizer
+        return plan.weights[layer]
 
     def layer(self, node: Node) -> Node:
         """A convolution or linear layer with the BatchNorm and activation behind it; returns the last node absorbed."""
@@ -203,7 +151,7 @@ class _Builder:
         elif node.kind == "reshape":
             kept = Flatten(node.path)
         elif node.kind == "identity":
-            kept = Same(node.module)
+            kept = Same(node.module, 0.0 if node.module else _dropout_rate(node))
         else:
             kept = Clip(node.path, cast(Activation, node.kind))
             self.nonnegative.add(node)
@@ -215,37 +163,41 @@ class _Builder:
     def container(self, node: Node) -> Node:
         """A container around the quantized forms of its parts, in the container's own place."""
         container = cast(Container, node.module)
-        quantized, positive = _quantize_parts(container, node, self.plan, node.inputs[0] in self.nonnegative)
+        signs = [source in self.nonnegative for source in node.inputs]
+        quantized, positive = _quantize_parts(container, node, self.plan, signs)
         if positive:
             self.nonnegative.add(node)
         target = node.attributes["call"] if container is not self.module else "layer"
-        self.made.set_submodule(target, quantized)
-        self.place[node] = self.step(target, [self.place[source] for source in node.inputs])
+        if self.made.get_submodule(target) is container:
+            self.made.set_submodule(target, quantized)
+        else:
+            # Its place is taken by another call, whose tensors have quantizers of their own.
+            target = self.keep(node, quantized)
+        self.place[node] = self.step(target, node.inputs)
         return node
 
-    def build(self, nonnegative_input: bool) -> tuple[QuantGraph, bool]:
+    def build(self, nonnegative_inputs: Sequence[bool]) -> tuple[QuantGraph, bool]:
         """The quantized form, and whether its output is never negative."""
-        if nonnegative_input:
-            self.nonnegative.update(self.graph.inputs)
+        flags = zip(self.graph.inputs, nonnegative_inputs, strict=True)
+        self.nonnegative.update(node for node, nonnegative in flags if nonnegative)
         for node in self.graph.nodes:
             if node in self.place or node in self.absorbed:
                 continue
             if node.module is self.module:
                 self.made = _leaf_graph(self.made, self.module)
-            if node.kind in {"conv", "linear"}:
-                self.layer(node)
-            elif node.kind == "norm":
-                self.norm(node)
-            elif node.kind in {"add", "avg_pool", "concat"}:
-                self.combine(node)
-            elif node.kind == "container":
-                self.container(node)
-            elif node.kind == "other":
-                raise _unsupported(node)
-            else:
-                self.passing(node)
-        self.made.output = self.place[self.graph.output]
+            self.plan.check_operator(node)
+            self.one(node)
+        self.made.wiring.output = self.place[self.graph.output]
         return self.made, self.graph.output in self.nonnegative
+
+    def one(self, node: Node) -> Node:
+        if node.kind in {"conv", "linear"}:
+            return self.layer(node)
+        if node.kind == "norm":
+            return self.norm(node)
+        if node.kind in {"add", "avg_pool", "concat"}:
+            return self.combine(node)
+        return self.container(node) if node.kind == "container" else self.passing(node)
 
 
 def _leaf_graph(made: QuantGraph, leaf: nn.Module) -> QuantGraph:
@@ -253,6 +205,23 @@ def _leaf_graph(made: QuantGraph, leaf: nn.Module) -> QuantGraph:
     fresh = type(made)(nn.Module(), made.graph)
     fresh.add_module("layer", leaf)
     return fresh
+
+
+def _dropout_rate(node: Node) -> float:
+    """Of a call of the function; 0 for everything else that leaves its input as it is."""
+    if node.attributes["call"] != "dropout":
+        return 0.0
+    if "p" not in node.attributes:
+        raise InputError(
+            f"the function dropout is called at {node.path!r}, and its rate cannot be read. Use torch.nn.Dropout instead."
+        )
+    return float(node.attributes["p"])
+
+
+def _check_supported(graph: Graph) -> None:
+    for node in graph.walk():
+        if node.kind == "other":
+            raise _unsupported(node)
 
 
 def _unsupported(node: Node) -> InputError:
@@ -264,44 +233,36 @@ def _unsupported(node: Node) -> InputError:
     )
 
 
-def _quantize_parts(container: Container, node: Node, plan: _Plan, nonnegative: bool) -> tuple[Container, bool]:
+def _quantize_parts(container: Container, node: Node, plan: Plan, signs: Sequence[bool]) -> tuple[Container, bool]:
+    """The container around its quantized parts, and whether its output is never negative, whatever is active.
+
+    Args:
+        signs: Whether each of its inputs is never negative.
+    """
     parts: list[nn.Module] = []
-    signs: list[bool] = []
+    found: list[bool] = [signs[0]]
     for (_, part), graph in zip(container.parts(), node.parts, strict=True):
+        given = found[-1:] if container.layout == "chain" else signs
         if isinstance(part, Container):
-            inner: tuple[nn.Module, bool] = _quantize_parts(part, graph.output, plan, nonnegative)
+            made: tuple[nn.Module, bool] = _quantize_parts(part, graph.output, plan, given)
         else:
-            inner = _Builder(part, graph, plan, root=False).build(nonnegative)
-        parts.append(inner[0])
-        signs.append(inner[1])
-        if container.layout == "chain":
-            nonnegative = inner[1]
-    # A chain may be left after any block.
-    return container.with_parts(parts), all(signs)
+            made = _Builder(part, graph, plan, root=False).build(given)
+        parts.append(made[0])
+        found.append(made[1])
+    quantized = container.with_parts(parts)
+    left = found[1:] if container.layout == "parallel" else [found[count] for count in exits(container)]
+    # The traced form then refers to what runs, and to nothing that is not part of the network.
+    node.module = quantized
+    return quantized, all(left)
 
 
-def _allowed(
-    target: Target, feature: str, options: Bits | Sequence[str], removed: list[Removal]
-) -> Bits | Sequence[str]:
-    if isinstance(options, Choice):
-        kept, gone = target.allow(feature, options.options)
-        if gone:
-            raise InputError(
-                f"the choice {options.name!r} has an option that target {target.name!r} refuses: {gone[0]}"
-            )
-        return options
-    kept, gone = target.allow(feature, tuple(options))
-    removed.extend(gone)
-    return cast("Sequence[int] | Sequence[str]", kept)
-
-
-def _with_input(graph: Graph, network: QuantizedNetwork) -> None:
+def _with_input(network: QuantizedNetwork) -> None:
     """Puts the quantizer of the network's input in front."""
-    quantizer = ActivationQuantizer("input", True, _SINGLE, ("asymmetric",))
+    quantizer = ActivationQuantizer("input", True, (8,), ("asymmetric",))
+    assert "input" not in network.quantization
     network.quantization["input"] = InputProducer("input", quantizer, "none")
-    shifted = [Step(step.target, tuple(index + 1 for index in step.inputs)) for step in network.steps]
-    network.steps = [Step("quantization.input", (0,)), *shifted]
-    network.output += 1
+    shifted = [Step(step.target, tuple(index + 1 for index in step.inputs)) for step in network.wiring.steps]
+    network.wiring = Wiring([Step("quantization.input", (0,)), *shifted], network.wiring.output + 1)
 
 
 def _check_same(original: nn.Module, network: QuantizedNetwork, example: Tensor) -> None:
@@ -350,10 +311,10 @@ def quantize(
         module: Any network of supported operations, with or without choices of its own; left as it is.
         example: An input ``[N, ...]``; its shape matters, and that the network runs on it.
         target: Name of a target, or a target.
-        weight_bits, activation_bits: Options in 2..8, ascending.
+        weight_bits, activation_bits: Options in 2..8.
         weight_granularity: Options among ``"tensor"`` and ``"channel"`` step sizes.
         weight_symmetry, activation_symmetry: Options among ``"symmetric"`` and ``"asymmetric"``.
-        first_last_bits: Bits of the first and last layer's weights, of the last one's input and of the network's
+        first_last_bits: Bits of the first and last layers' weights, of the last ones' input and of the network's
             output; ``None`` makes them choices as well. The network's input has 8 bits.
 
     Returns:
@@ -363,32 +324,28 @@ def quantize(
     Raises:
         InputError: An operation has no integer form (named with its path), sizes disagree (both layers named), bits are
             outside 2..8, or the forward cannot be traced.
-        TargetError: The target allows none of the options.
+        TargetError: The target allows none of the options, or lacks an operation (named with its path).
     """
-    chosen = load(target) if isinstance(target, str) else target
-    removed: list[Removal] = []
-    for name, bits in (("weight_bits", weight_bits), ("activation_bits", activation_bits)):
-        options = bits.options if isinstance(bits, Choice) else bits
-        if not options or any(not isinstance(b, int) or isinstance(b, bool) or not 2 <= b <= 8 for b in options):
-            raise InputError(f"{name} are {list(options)}; allowed are whole numbers from 2 to 8.")
-    plan = _Plan(
-        cast(Bits, _allowed(chosen, "weight_bits", weight_bits, removed)),
-        cast(Bits, _allowed(chosen, "activation_bits", activation_bits, removed)),
-        cast("Sequence[str]", _allowed(chosen, "weight_granularity", weight_granularity, removed)),
-        cast("Sequence[str]", _allowed(chosen, "weight_symmetry", weight_symmetry, removed)),
-        cast("Sequence[str]", _allowed(chosen, "activation_symmetry", activation_symmetry, removed)),
+    plan = Plan(
+        load(target) if isinstance(target, str) else target,
+        weight_bits,
+        activation_bits,
+        weight_granularity,
+        weight_symmetry,
+        activation_symmetry,
+        first_last_bits,
     )
     original = copy.deepcopy(module)
     copied = copy.deepcopy(module)
     graph = trace(copied, example)
+    _check_supported(graph)
     check_sizes(graph, read_space(copied))
-    if first_last_bits is not None:
-        plan.pinned_bits = (first_last_bits,)
-        _pin(graph, plan)
-    network, _ = _Builder(copied, graph, plan, root=True).build(nonnegative_input=False)
+    plan.pinned = first_and_last(graph)
+    network, _ = _Builder(copied, graph, plan, root=True).build([False])
     assert isinstance(network, QuantizedNetwork)
-    _with_input(graph, network)
-    network.target, network.removed, network.example_shape = chosen, tuple(removed), tuple(example.shape[1:])
+    _with_input(network)
+    network.target, network.removed = plan.target, tuple(plan.removed)
+    network.example_shape = tuple(example.shape[1:])
     _check_same(original, network, example)
     share_active(network)
     return network

@@ -7,6 +7,7 @@ ours looks at all of them. Activations are searched on a fine histogram, so that
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,11 @@ class Range:
 def histogram(x: Tensor) -> tuple[Tensor, Tensor]:
     """Bin centres ``[1, bins]`` and their shares ``[1, bins]`` of (a strided sample of) a tensor's values."""
     flat = x.detach().float().flatten()
-    flat = flat[:: max(1, flat.numel() // _SAMPLE)]
+    stride = max(1, flat.numel() // _SAMPLE)
+    # Without a factor in common with any dimension, the sample falls on all rows, columns and channels equally.
+    while math.gcd(stride, flat.numel()) > 1:
+        stride += 1
+    flat = flat[::stride]
     low, high = flat.aminmax()
     if low == high:
         return low.reshape(1, 1), torch.ones(1, 1, device=x.device)
@@ -89,6 +94,19 @@ def search_range(x: Tensor, low: int, high: int, symmetric: bool, shares: Tensor
     return Range(picked[0], picked[1], errors.gather(0, best)[0])
 
 
+def _alive(found: Range, step: float, zeta: float) -> Range:
+    """Where all values are 0, which says nothing about a range: a start from which a step can still be learned."""
+    dead = found.step <= STEP_FLOOR
+    return Range(
+        torch.where(dead, step, found.step), torch.where(dead, zeta, found.zeta), found.error
+    )
+
+
+def _blank(weight: Tensor, levels: int) -> float:
+    """The step for a weight of zeros: a grid as wide as weights usually are at the start, ``1 / sqrt(fan-in)`` each way."""
+    return 2 / math.sqrt(weight[0].numel()) / levels
+
+
 def _write(form: WeightForm | ActivationForm, found: Range) -> None:
     shape = form.log_step.shape
     form.log_step.copy_(found.step.log().reshape(shape))
@@ -103,7 +121,8 @@ def guess_weight(quantizer: WeightQuantizer, weight: Tensor) -> None:
     for form in quantizer.forms.values():
         assert isinstance(form, WeightForm)
         mean = rows.mean(1) if form.granularity == "channel" else rows.mean()
-        form.log_step.copy_((2 * mean / max(form.high, 1) ** 0.5).clamp_min(STEP_FLOOR).log())
+        step = 2 * mean / max(form.high, 1) ** 0.5
+        form.log_step.copy_(torch.where(step > STEP_FLOOR, step, _blank(weight, form.high - form.low)).log())
 
 
 @torch.no_grad()
@@ -122,7 +141,7 @@ def initialise_weight(quantizer: WeightQuantizer | WeightForm, weight: Tensor) -
             found = search_range(rows, form.low, form.high, form.symmetric)
         else:
             found = search_range(centres, form.low, form.high, form.symmetric, shares)
-        _write(form, found)
+        _write(form, _alive(found, _blank(weight, form.high - form.low), 0.0))
     quantizer.calibrated = True
 
 
@@ -142,8 +161,5 @@ def initialise_activation(quantizer: ActivationQuantizer | ActivationForm, x: Te
             found = search_range(centres, -(width + 1) // 2, width // 2, True, shares)
         else:
             found = search_range(centres, 0, width, form.zeta is None, shares)
-        if float(found.step) <= STEP_FLOOR:
-            # A constant-zero tensor says nothing about its range; one step per unit is a harmless start.
-            found = Range(torch.full_like(found.step, 1.0 / width), found.zeta, found.error)
-        _write(form, found)
+        _write(form, _alive(found, 1.0 / width, (width + 1) / 2))
     quantizer.calibrated = True

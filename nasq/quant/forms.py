@@ -86,6 +86,13 @@ class WeightForm(nn.Module):
         # Zero is centred after rounding; -(q - z) = (-1 - q) - (-1 - z), and both stay in the range of the bits.
         return sign * ((torch.round(weight / step) + zero).clamp(self.low, self.high) - zero)
 
+    def zeros(self, sign: Tensor) -> Tensor | None:
+        """The zero-points ``[out]`` of what :meth:`integers` gives, ``-1 - z`` where the sign is -1; ``None``: all 0."""
+        if self.zeta is None:
+            return None
+        zero = round_ste(self._of(self.zeta, sign)).clamp(self.low, self.high).expand_as(sign)
+        return torch.where(sign < 0, -1 - zero, zero)
+
     def form(self) -> WeightForm:
         """Itself: a fixed form stands for an elastic quantizer after extraction."""
         return self

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from nasq.elastic.base import Condition, Container, elastic_modules, evaluating, share_active
-from nasq.elastic.graph import Graph
+from nasq.elastic.base import Condition, Container, ElasticModule, elastic_modules, evaluating, share_active
+from nasq.elastic.graph import Graph, Node
 from nasq.elastic.read import read_space
 from nasq.errors import InputError
 from nasq.quant.producers import start
-from nasq.quant.program import Program
+from nasq.quant.program import Op, Program
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from nasq.quant.value import Mode, Recorder, Value
 from nasq.space import Option
 from nasq.targets import Removal, Target
 
-__all__ = ["QuantGraph", "QuantizedNetwork", "Step", "calibrate", "freeze"]
+__all__ = ["QuantGraph", "QuantizedNetwork", "Step", "Wiring", "calibrate", "freeze"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,14 @@ class Step:
     inputs: tuple[int, ...]
 
 
+@dataclass
+class Wiring:
+    """The steps of a network in order, and the place of the value it returns."""
+
+    steps: list[Step] = field(default_factory=list)
+    output: int = 0
+
+
 class QuantGraph(nn.Module):
     """A traced module in quantized form.
 
@@ -39,42 +47,51 @@ class QuantGraph(nn.Module):
     survive; what quantization adds lies in ``quantization``.
 
     Attributes:
-        graph: The traced form, for the cost model.
+        wiring: What runs, in order.
+        graph: The traced form, for the cost model; empty after extraction.
     """
+
+    own: ClassVar[tuple[str, ...]] = ("quantization", "wiring", "graph")
+    """Names that no attribute of the original may have."""
 
     def __init__(self, original: nn.Module, graph: Graph) -> None:
         super().__init__()
-        if hasattr(original, "quantization"):
-            raise InputError(
-                f"{type(original).__name__} has an attribute 'quantization', the name under which nasq keeps its "
-                "quantizers. Rename it."
-            )
-        for name, parameter in original.named_parameters(recurse=False):
+        parameters = dict(original.named_parameters(recurse=False))
+        buffers, children = dict(original.named_buffers(recurse=False)), dict(original.named_children())
+        for name in (*parameters, *buffers, *children):
+            if name in self.own or hasattr(type(self), name):
+                raise InputError(
+                    f"{type(original).__name__} has an attribute {name!r}, a name that its quantized form needs for "
+                    "itself. Rename it."
+                )
+        for name, parameter in parameters.items():
             self.register_parameter(name, parameter)
-        for name, buffer in original.named_buffers(recurse=False):
+        for name, buffer in buffers.items():
             self.register_buffer(name, buffer)
-        for name, child in original.named_children():
+        for name, child in children.items():
             self.add_module(name, child)
         self.quantization = nn.ModuleDict()
-        self.steps: list[Step] = []
-        self.output = 0
+        self.wiring = Wiring()
         self.graph = graph
 
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantGraph:
-        # The traced graph refers to the shared layers of all subnets; a copy has no use for it.
-        memo[id(self.graph)] = Graph([], self.graph.output)
+        # Extraction is a copy for which plain modules stand in for elastic ones. The traced form refers to the layers of
+        # all subnets: there it stays behind.
+        elastic = [module for module in self.modules() if isinstance(module, ElasticModule)]
+        if any(not isinstance(memo.get(id(module), module), ElasticModule) for module in elastic):
+            memo[id(self.graph)] = Graph([], Node("other", "extracted", "", (), ()))
         made = self.__class__.__new__(self.__class__)
         memo[id(self)] = made
         for key, value in self.__dict__.items():
-            made.__dict__[key] = memo[id(self.graph)] if key == "graph" else copy.deepcopy(value, memo)
+            made.__dict__[key] = copy.deepcopy(value, memo)
         return made
 
     def forward(self, *inputs: Value) -> Value:
         """Runs the steps."""
         values = list(inputs)
-        for step in self.steps:
+        for step in self.wiring.steps:
             values.append(self.get_submodule(step.target)(*(values[index] for index in step.inputs)))
-        return values[self.output]
+        return values[self.wiring.output]
 
 
 class QuantizedNetwork(QuantGraph):
@@ -86,15 +103,34 @@ class QuantizedNetwork(QuantGraph):
         target: Whose arithmetic this is.
         removed: The options the target does not allow, with the reasons.
         example_shape: Shape of one input, without the batch.
+        calibrated: Whether step sizes were set by :func:`calibrate`, or loaded.
     """
 
+    own = (*QuantGraph.own, "target", "removed", "example_shape", "calibrated")
     target: Target
     removed: tuple[Removal, ...]
     example_shape: tuple[int, ...]
 
+    def __init__(self, original: nn.Module, graph: Graph) -> None:
+        super().__init__(original, graph)
+        self.calibrated = False
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        self.calibrated = self.calibrated or any(name.startswith(f"{prefix}quantization.") for name in state_dict)
+
     def run(self, x: Tensor, mode: Mode | None = None, recorder: Recorder | None = None) -> Value:
-        """The output as a :class:`Value`: its integers and their grid in mode ``"integer"``."""
+        """The output as a :class:`Value`: its integers and their grid in mode ``"integer"``.
+
+        Raises:
+            InputError: The network computes on grids that were never set.
+        """
         mode = mode or ("fake" if self.training else "integer")
+        if mode in {"fake", "integer"} and not self.calibrated:
+            raise InputError(
+                "the quantized network was never calibrated, so its step sizes mean nothing. Call "
+                "nasq.quant.calibrate(network, images) with real inputs first, or load trained weights."
+            )
         if mode == "integer":
             with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 return super().forward(start(x.float(), mode, recorder))
@@ -123,7 +159,7 @@ def freeze(network: nn.Module, example: Tensor | None = None, meta: Mapping[str,
         meta: Facts to keep with the program.
 
     Raises:
-        InputError: The network is not quantized.
+        InputError: The network is not quantized, or was never calibrated.
     """
     if not isinstance(network, QuantizedNetwork):
         raise InputError(
@@ -133,8 +169,18 @@ def freeze(network: nn.Module, example: Tensor | None = None, meta: Mapping[str,
     device = next(network.parameters()).device
     x = torch.zeros(1, *network.example_shape, device=device) if example is None else example[:1]
     with evaluating(network):
-        network.run(x, "integer", recorder)
-    return Program(tuple(recorder.ops), network.target.name, network.target.add, dict(meta or {}))
+        output = network.run(x, "integer", recorder)
+    return Program(_needed(recorder.ops, output.name), network.target.name, network.target.add, dict(meta or {}))
+
+
+def _needed(ops: list[Op], output: str) -> tuple[Op, ...]:
+    """The operations that the output depends on: an active branch may ignore one of its inputs."""
+    names, kept = {output}, list[Op]()
+    for op in reversed(ops):
+        if op.output.name in names:
+            names.update(op.inputs)
+            kept.append(op)
+    return tuple(reversed(kept))
 
 
 def _parts_of(network: nn.Module) -> dict[str, Condition]:
@@ -153,12 +199,26 @@ def _parts_of(network: nn.Module) -> dict[str, Condition]:
     return found
 
 
+def _reaching(condition: Condition) -> dict[str, Option] | None:
+    """The options of the largest subnet that meets a condition; ``None`` where none does."""
+    allowed: dict[str, frozenset[Option]] = {}
+    for name, options in condition:
+        allowed[name] = allowed.get(name, options) & options
+    if not all(allowed.values()):
+        return None
+    # The last option allowed is the largest that reaches the part.
+    return {name: max(options, key=_order) for name, options in allowed.items()}
+
+
 @torch.no_grad()
 def calibrate(network: QuantizedNetwork, x: Tensor) -> None:
     """Sets every step size, of every form of every tensor, from one batch ``[N, ...]`` of normalised inputs.
 
     The network runs in float: once as its largest subnet, then once for each part that no run before has reached, as
-    the largest subnet that reaches it.
+    the largest subnet that reaches it. Each tensor keeps the steps of the first run that makes it.
+
+    Raises:
+        InputError: A tensor holds NaN or infinite values; names the layer that makes it.
     """
     conditions = _parts_of(network)
     quantizers = {path: network.get_submodule(path) for path in conditions}
@@ -168,16 +228,18 @@ def calibrate(network: QuantizedNetwork, x: Tensor) -> None:
     active = share_active(network)
     largest = dict(read_space(network).largest())
     try:
-        for path, condition in conditions.items():
-            if quantizers[path].calibrated:
-                continue
-            active.clear()
-            active.update(largest)
-            # The last option allowed is the largest that reaches the part.
-            active.update({name: max(allowed, key=_order) for name, allowed in condition})
-            with evaluating(network):
+        active.update(largest)
+        with evaluating(network):
+            network.run(x, "calibrate")
+            for path, condition in conditions.items():
+                options = _reaching(condition)
+                if quantizers[path].calibrated or options is None:
+                    continue
+                active.clear()
+                active.update({**largest, **options})
                 network.run(x, "calibrate")
-            assert quantizers[path].calibrated, path
+                assert quantizers[path].calibrated, path
+        network.calibrated = True
     finally:
         for module, mapping in before.values():
             module.active = mapping

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq.quant import program
@@ -13,19 +14,27 @@ __all__ = ["Clip", "Flatten", "MaxPool", "Same"]
 
 
 class Same(nn.Module):
-    """The tensor itself: identity and dropout."""
+    """The tensor itself: identity and dropout.
 
-    def __init__(self, layer: nn.Module | None = None) -> None:
-        super().__init__()
-        object.__setattr__(self, "layer", layer)
+    Args:
+        layer: The network's own module, if there is one.
+        rate: Of dropout that is a call of the function.
+    """
 
     layer: nn.Module | None
 
+    def __init__(self, layer: nn.Module | None = None, rate: float = 0.0) -> None:
+        super().__init__()
+        object.__setattr__(self, "layer", layer)
+        self.rate = rate
+
     def forward(self, x: Value) -> Value:
         """Applies dropout in training, nothing otherwise."""
-        if self.layer is None or x.mode == "integer" or not self.layer.training:
+        if x.mode == "integer":
             return x
-        return x.on(self.layer(x.data), x.grid)
+        if self.layer is not None:
+            return x.on(self.layer(x.data), x.grid) if self.layer.training else x
+        return x.on(F.dropout(x.data, self.rate), x.grid) if self.training and self.rate else x
 
 
 class Flatten(nn.Module):
@@ -75,13 +84,22 @@ class Clip(nn.Module):
 
     def forward(self, x: Value) -> Value:
         """Same shape; the bounds of the grid move inwards."""
+        if x.grid is None:
+            return x.on(activate(x.data, self.activation), None)
+        top = torch.round(6 / x.grid.step.detach())
         if x.mode != "integer":
-            return x.on(activate(x.data, self.activation), x.grid)
-        assert x.grid is not None
-        step, zero = x.grid.fixed()
-        high = x.grid.high if self.activation == "relu" else min(x.grid.high, zero + round(6 / step))
+            # Six is seldom on the grid: the bound is the grid's nearest value.
+            limit = top * x.grid.step if self.activation == "relu6" else None
+            return x.on(_relu(x.data, limit), x.grid)
+        zero = x.grid.fixed()[1]
+        high = x.grid.high if self.activation == "relu" else min(x.grid.high, zero + int(top.clamp_max(255)))
         low = max(x.grid.low, zero)
         if (low, high) == (x.grid.low, x.grid.high):
             return x
         grid = Grid(x.grid.step, x.grid.zero_point, low, high, x.grid.bits)
         return Producer.record(x, x.data.clamp(low, high), grid, program.Clip, (x,), self.path)
+
+
+def _relu(x: Tensor, limit: Tensor | None) -> Tensor:
+    y = F.relu(x)
+    return y if limit is None else torch.minimum(y, limit.to(y.dtype))

@@ -7,6 +7,7 @@ own layers by reference only: the layers stay registered where the network put t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -72,12 +73,22 @@ class Producer(nn.Module):
         if value.mode != "fake":
             y = activate(y, self.activation)
             if value.mode == "calibrate":
-                initialise_activation(self.quantizer, y)
+                self._calibrate(y)
             return value.on(y, None)
         form = self.quantizer.form()
         if self.activation == "relu6":
             y = y.clamp_max(6.0)
         return value.on(form.fake(y, form.grid()), self.output_grid())
+
+    def _calibrate(self, y: Tensor) -> None:
+        if not bool(y.isfinite().all()):
+            raise InputError(
+                f"the tensor that {self.path!r} makes holds NaN or infinite values, so no step size can be found for it. "
+                "Check the images and the weights; 'input' is the network's input."
+            )
+        # The first run that makes the tensor counts: the largest subnet that reaches it comes first.
+        if isinstance(self.quantizer, ActivationQuantizer) and not self.quantizer.calibrated:
+            initialise_activation(self.quantizer, y)
 
     @staticmethod
     def record(
@@ -143,9 +154,9 @@ class LayerProducer(Producer):
         if x.mode == "fake":
             return self.finish(self._fake(x), x)
         weight = layers.weight_of(self.layer, x.data)
-        if x.mode == "calibrate":
-            full = weight if isinstance(self.layer, Unit) else layers.full_weight(self.layer)
-            initialise_weight(self.weight_quantizer, full)
+        if x.mode == "calibrate" and isinstance(self.weight_quantizer, WeightQuantizer):
+            if not self.weight_quantizer.calibrated:
+                initialise_weight(self.weight_quantizer, layers.full_weight(self.layer))
         y = layers.apply(self.layer, x.data, weight, layers.bias_of(self.layer))
         return self.finish(y if self.norm is None else self.norm(y), x)
 
@@ -156,17 +167,19 @@ class LayerProducer(Producer):
         if self.norm is not None and self.norm.training:
             return cast(Tensor, self.norm(layers.apply(self.layer, x.data, weight, bias)))
         # Without live statistics the bias is what the file holds: rounded to its grid, straight-through.
-        channels = weight.shape[0]
-        slope, offset = layers.affine(self.norm, bias, channels, x.data)
-        offset = self._rounded(offset, slope, form, channels, x)
+        slope, offset = layers.affine(self.norm, bias, weight.shape[0], x.data)
+        offset, alive = self._rounded(offset, slope, form, x)
+        weight = weight * alive.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
         y = layers.apply(self.layer, x.data, weight, None)
         shape = (1, -1, *[1] * (y.ndim - 2))
         if self.norm is None:
             return y + offset.to(y.dtype).reshape(shape)
         return y * slope.to(y.dtype).reshape(shape) + offset.to(y.dtype).reshape(shape)
 
-    def _rounded(self, offset: Tensor, slope: Tensor, form: WeightForm, channels: int, x: Value) -> Tensor:
+    def _rounded(self, offset: Tensor, slope: Tensor, form: WeightForm, x: Value) -> tuple[Tensor, Tensor]:
+        """The offset as the file holds it, and 1 where it leaves the channel its weights, 0 where it is constant."""
         assert x.grid is not None
+        channels = len(offset)
         grid = self.output_grid()
         with torch.no_grad():
             ones = torch.ones(channels, 1, device=offset.device)
@@ -174,7 +187,7 @@ class LayerProducer(Producer):
             found = arithmetic.integer_layer(ones, step, form.bits, slope, offset, x.grid.step, grid.step)
             unit = (x.grid.step * found.scale).double()
             rounded = found.bias.double() * unit
-        return offset + (rounded - offset).detach()
+        return offset + (rounded - offset).detach(), found.weight.flatten()
 
     def integers(self, x: Value, grid: Grid) -> arithmetic.IntegerLayer:
         """The integer weights, scales and biases of the active form."""
@@ -183,10 +196,10 @@ class LayerProducer(Producer):
         weight = layers.weight_of(self.layer, x.data)
         slope, offset = layers.affine(self.norm, layers.bias_of(self.layer), weight.shape[0], weight)
         sign = torch.where(slope < 0, -1.0, 1.0).float()
-        integers = form.integers(weight, sign)
-        return arithmetic.integer_layer(
-            integers, form.step(weight.shape[0]), form.bits, slope, offset, x.grid.step, grid.step
+        made = arithmetic.integer_layer(
+            form.integers(weight, sign), form.step(len(weight)), form.bits, slope, offset, x.grid.step, grid.step
         )
+        return replace(made, zero=form.zeros(sign))
 
     def _integer(self, x: Value) -> Value:
         assert x.grid is not None
@@ -204,15 +217,14 @@ class LayerProducer(Producer):
         return self._record(x, integers, grid, found, wide)
 
     def _record(self, x: Value, integers: Tensor, grid: Grid, found: arithmetic.IntegerLayer, wide: bool) -> Value:
-        form = self.weight_quantizer.form()
-        if not form.symmetric:
-            raise InputError(
-                f"the layer {self.path!r} has asymmetric weights, which no exported form holds yet. Choose symmetric "
-                "weights (weight_symmetry)."
-            )
+        weight, zero = found.weight, None
+        if found.zero is not None:
+            weight = weight + found.zero.reshape(-1, *[1] * (weight.ndim - 1))
+            zero = found.zero.cpu().numpy().astype(np.int8)
         fields: dict[str, Any] = {
-            "weight": found.weight.cpu().numpy().astype(np.int8),
-            "weight_bits": form.bits,
+            "weight": weight.cpu().numpy().astype(np.int8),
+            "weight_zero": zero,
+            "weight_bits": self.weight_quantizer.form().bits,
             "shift": found.shift.cpu().numpy().astype(np.uint8),
             "weight_scale": found.scale.cpu().numpy(),
             "bias": found.bias.cpu().numpy().astype(np.int32),

@@ -4,8 +4,8 @@ A :class:`Program` is data only: a list of operations in execution order and the
 of torch, of choices or of training. `docs/integer_arithmetic.md` defines what each operation computes; in short, with
 ``rne`` rounding half to even and every product and quotient below rounded once to fp32:
 
-* ``conv``/``linear``:  ``q_y = clip(rne(fp32(acc + bias) * M) + z_y, low, high)``, ``acc = op(q_x - z_x, weight)``,
-  ``M = fp32(fp32(s_x * weight_scale) / s_y)``.
+* ``conv``/``linear``:  ``q_y = clip(rne(fp32(acc + bias) * M) + z_y, low, high)``, ``acc = op(q_x - z_x, w)``,
+  ``w = (weight - weight_zero) << shift``, ``M = fp32(fp32(s_x * weight_scale) / s_y)``.
 * ``add``:  ``clip(rne(fma(q_a, r_a, fma(q_b, r_b, f))), low, high)``, ``r = fp32(s / s_y)``,
   ``f = z_y - fma(r_a, z_a, fp32(r_b * z_b))``.
 * ``avg_pool``:  ``clip(rne(fp32(sum(q_x - z_x)) * M) + z_y, low, high)``; over the whole map
@@ -86,10 +86,11 @@ class Linear(Op):
     Attributes:
         weight: int8 ``[out, in]``, the quantized weights *before* ``shift``.
         weight_bits: Bits one weight needs, 1..8; what packing uses.
-        shift: uint8 ``[out]``: the runtime's weights are ``weight << shift`` (their bias grid is that much finer).
+        shift: uint8 ``[out]``: the weights used are shifted left by it (their bias grid is that much finer).
         weight_scale: fp32 ``[out]``, positive: the real value of one unit of the *shifted* weight (BN included).
         bias: int32 ``[out]`` in units of ``input scale * weight_scale``.
         wide: Whether the accumulator may pass 2^24, so that an fp32 simulation must accumulate in float64.
+        weight_zero: int8 ``[out]``, zero-points within the range of ``weight_bits``; ``None``: all are 0 (symmetric).
     """
 
     weight: NDArray[np.int8]
@@ -98,6 +99,14 @@ class Linear(Op):
     weight_scale: NDArray[np.float32]
     bias: NDArray[np.int32]
     wide: bool
+    weight_zero: NDArray[np.int8] | None = field(default=None, kw_only=True)
+
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """The weights that are multiplied: ``(weight - weight_zero) << shift``."""
+        column = (-1, *[1] * (self.weight.ndim - 1))
+        zero = 0 if self.weight_zero is None else self.weight_zero.astype(np.int64).reshape(column)
+        return (self.weight.astype(np.int64) - zero) << self.shift.astype(np.int64).reshape(column)
 
 
 @dataclass(frozen=True)

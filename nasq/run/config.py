@@ -157,12 +157,13 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping; refuses a repeated key."""
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        seen: list[object] = []
         for key, _ in node.value:
-            if keys.count(key.value) > 1:
+            if key.value in seen:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"the key {key.value!r} is there twice", key.start_mark
                 )
+            seen.append(key.value)
         return super().construct_mapping(node, deep)
 
 

@@ -119,6 +119,7 @@ def test_extraction_keeps_the_mode(training: bool) -> None:
         ({"in_channels": 4, "out_channels": 4, "kernel_size": Choice("kernel", (3, 4))}, r"odd kernel"),
         ({"in_channels": 3, "out_channels": 4, "kernel_size": 3, "groups": 2}, r"groups"),
         ({"in_channels": 4, "out_channels": 3, "kernel_size": 3, "groups": 2}, r"groups"),
+        ({"in_channels": 4, "out_channels": 3, "kernel_size": 3, "padding": "valid"}, r"padding 'valid' is neither"),
     ],
 )
 def test_what_can_never_work_is_refused_when_built(arguments: dict[str, Any], message: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -92,6 +93,9 @@ def test_the_order_is_an_execution_order_and_users_read() -> None:
         (lambda net, x: F.relu6(net.c(x)), "relu6"),
         (lambda net, x: net.c(x).sigmoid(), "other"),
         (lambda net, x: net.c(x) * 2, "other"),
+        (lambda net, x: F.dropout(net.c(x), 0.5, net.training), "identity"),
+        (lambda net, x: F.dropout(net.c(x)), "other"),
+        (lambda net, x: torch.concat([net.c(x), net.d(x)], dim=-3), "concat"),
         (lambda net, x: net.c(x).view(1, -1), "other"),
         (lambda net, x: net.c(x).transpose(1, 2), "other"),
     ],
@@ -225,6 +229,41 @@ def test_an_optional_argument_may_stay_away() -> None:
             return self.c(x) if mask is None else self.c(x * mask)
 
     assert kinds(trace(Masked(), images(1))) == ["input", "conv"]
+
+
+def test_an_input_without_an_example_is_named() -> None:
+    with pytest.raises(InputError, match=r"no example was given for its input 'input2'"):
+        trace(Pair(), images(1))
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor, input2: Tensor) -> Tensor:
+        return x + input2
+
+
+def test_what_a_forward_leaves_on_the_module_is_taken_back() -> None:
+    def forward(net: Any, x: Tensor) -> Tensor:
+        net.last = net.c(x)
+        return torch.relu(net.last)
+
+    net = Net(forward)
+    assert kinds(trace(net, images(1))) == ["input", "conv", "relu"] and not hasattr(net, "last")
+
+
+def test_a_container_that_does_not_fit_names_the_layer_inside() -> None:
+    branches = {"a": nn.Sequential(elastic.Conv2d(4, 4, 1)), "b": nn.Identity()}
+    net = nn.Sequential(elastic.Conv2d(3, 8, 1), elastic.OneOf(Choice("mix", ("a", "b")), branches))
+    with pytest.raises(InputError, match=r"'1\.branches\.a\.0' takes 4 input channels, and '0' gives it 8"):
+        trace(net, images(1))
+
+
+def test_a_copied_graph_is_one_of_its_own() -> None:
+    graph = trace(tiny(), images(1))
+    copied = copy.deepcopy(graph)
+    assert [repr(node) for node in copied.walk()] == [repr(node) for node in graph.walk()]
+    assert copied.output in copied.nodes and not set(copied.walk()) & set(graph.walk())
+    twice = [node.module for node in copied.walk() if node.path == "twice"]
+    assert twice[0] is twice[1] and isinstance(twice[0], elastic.Conv2d)
 
 
 def test_two_inputs() -> None:

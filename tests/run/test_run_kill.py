@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from nasq.run.directory import RunDirectory
-from tests.run.tiny import Run, finish, start, subnets
+from tests.run.tiny import Call, Run, start, subnets
 
 
 def _wait(process: subprocess.Popen[str], run: Path, wanted: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ def _wait(process: subprocess.Popen[str], run: Path, wanted: Mapping[str, Any]) 
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_killed_while_training_and_while_searching(finished: Run, tmp_path: Path) -> None:
+def test_killed_while_training_and_while_searching(finished: Run, tmp_path: Path, call: Call) -> None:
     rng = random.Random(1)
     run = tmp_path / "run"
     moments: list[dict[str, Any]] = [
@@ -45,7 +45,7 @@ def test_killed_while_training_and_while_searching(finished: Run, tmp_path: Path
             process.communicate()
         assert process.returncode == -signal.SIGKILL
     assert not (run / "summary.json").exists()
-    done = finish(start("run", finished.config, "--out", run, "--resume", "--json", "--quiet"))
+    done = call("run", finished.config, "--out", run, "--resume", "--json", "--quiet")
     assert done.code == 0, done.err
 
     assert subnets(run) == subnets(finished.directory)

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
+from pathlib import Path
+
+import pytest
+
+from nasq import plugins
+from nasq.errors import InputError
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Replaces what is installed by ``(name, value)`` pairs of the group ``nasq.search_spaces``."""
+
+    def replace(*points: tuple[str, str]) -> None:
+        made = EntryPoints(EntryPoint(name, value, "nasq.search_spaces") for name, value in points)
+        monkeypatch.setattr(plugins, "entry_points", lambda group: made.select(group=group))
+
+    return replace
+
+
+def test_the_built_in_members_are_found_like_any_other() -> None:
+    assert "digits_mobile" in plugins.installed("search_spaces")
+    assert {"params", "flops"} <= set(plugins.installed("proxies"))
+    assert plugins.space_info(plugins.load("search_spaces", "digits_mobile")).input_shape == (1, 8, 8)
+
+
+def test_two_packages_with_one_name(install: Install) -> None:
+    install(("mine", "first.pkg:space"), ("mine", "second.pkg:space"))
+    with pytest.raises(InputError, match=r"'mine' is installed twice, as first.pkg:space and as second.pkg:space"):
+        plugins.installed("search_spaces")
+
+
+def test_one_package_found_twice_is_no_clash(install: Install) -> None:
+    install(("mine", "pkg:space"), ("other", "pkg:other"), ("mine", "pkg:space"))
+    assert list(plugins.installed("search_spaces")) == ["mine", "other"]
+
+
+@pytest.mark.parametrize(
+    ("source", "match"),
+    [
+        ("import there_is_no_such_package\n", "No module named 'there_is_no_such_package'"),
+        ("other = 1\n", "has no attribute 'space'"),
+        ("def space(:\n", "invalid syntax"),
+        ("space = 1 / 0\n", "division by zero"),
+    ],
+)
+def test_a_broken_package_is_named(
+    source: str, match: str, install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_space.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_space", raising=False)
+    install(("mine", "broken_space:space"))
+    with pytest.raises(InputError, match=rf"'mine' \(broken_space:space\) cannot be imported: .*{match}"):
+        plugins.load("search_spaces", "mine")
+    assert list(plugins.installed("search_spaces")) == ["mine"]  # listing imports nothing
+
+
+def test_an_unknown_name(install: Install) -> None:
+    install(("resnet", "pkg:resnet"))
+    with pytest.raises(InputError, match=r"unknown search space 'resnt'\. Did you mean 'resnet'\?.*nasq spaces"):
+        plugins.load("search_spaces", "resnt")
+    install()
+    with pytest.raises(InputError, match="none is installed"):
+        plugins.load("search_spaces", "resnet")
+
+
+def test_an_unknown_proxy() -> None:
+    with pytest.raises(InputError, match=r"unknown proxy 'flop'\. Did you mean 'flops'\?.*'nasq proxies' lists them"):
+        plugins.load("proxies", "flop")
+
+
+def test_a_space_that_does_not_say_its_data() -> None:
+    def bare() -> None: ...
+
+    with pytest.raises(InputError, match=r"'bare' does not say what data it is for\. .*search_space"):
+        plugins.space_info(bare)
+    decorated = plugins.search_space(source="here", data="digits", input_shape=(1, 8, 8))(bare)
+    assert decorated is bare and plugins.space_info(bare) == plugins.SpaceInfo("here", "digits", (1, 8, 8))

@@ -114,7 +114,8 @@ def check(
     found = check_target(supernet, noise(shape, 64), Supernet(network), subnets)
     rows: list[dict[str, object]] = [
         {"layer": one.path, "kind": one.kind, "kernel": "integer" if one.integer else "float",
-         "integers": "equal" if one.exact else "DIFFER"}
+         "integers": "equal" if one.exact else "DIFFER",
+         "vs fp32": "" if one.speedup is None else f"{one.speedup:.2f}x" + (" slower" if one.speedup < 1 else "")}
         for one in found.layers
     ]  # fmt: skip
     output.table(

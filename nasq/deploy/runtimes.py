@@ -121,7 +121,12 @@ def run_cut(model: bytes, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     Raises:
         ArtifactError: The runtime refuses the model or its inputs.
     """
-    return _execute(_open(model, _options(1, {}), {}), None, feeds)[0]
+    return _execute(open_session(model), None, feeds)[0]
+
+
+def open_session(model: bytes) -> Any:
+    """An onnxruntime session of a small model, one thread, all optimizations on."""
+    return _open(model, _options(1, {}), {})
 
 
 def _execute(session: Any, names: list[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 
 from nasq.deploy import bundle, onnx, parity
 from nasq.deploy.bench import bench_bundle
+from nasq.deploy.layer_times import layer_times
 from nasq.errors import TargetError
 from nasq.quant import QuantizedNetwork, calibrate, freeze
 from nasq.quant.program import Add, Conv, Linear
@@ -30,12 +31,15 @@ class LayerForm:
         path, kind: Which layer, and its operation.
         integer: Whether the runtime runs it as an integer kernel, in every subnet tried.
         exact: Whether it computes the reference's integers, in every subnet tried.
+        speedup: fp32 time over integer time of the layer alone, batch 1, in the largest subnet that has it; ``None``
+            where it was not timed.
     """
 
     path: str
     kind: str
     integer: bool
     exact: bool
+    speedup: float | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def check_target(
             report = parity.check(directory, images.cpu().numpy())
             differing, total = differing + report.differing, total + report.total
             failures += report.failures()
-            _merge(layers, program.ops, report)
+            _merge(layers, program.ops, report, {one.path: one.speedup for one in layer_times(directory)})
             if index == 0 and plain is not None:
                 speedup = _speedup(directory, plain, images)
     return TargetCheck(
@@ -124,7 +128,9 @@ def check_target(
     )  # fmt: skip
 
 
-def _merge(layers: dict[str, LayerForm], ops: Sequence[Any], report: parity.ParityReport) -> None:
+def _merge(
+    layers: dict[str, LayerForm], ops: Sequence[Any], report: parity.ParityReport, speedups: Mapping[str, float]
+) -> None:
     exact = {layer.path: layer.passed for layer in report.layers}
     floating = set(report.coverage.floats)
     for op in ops:
@@ -133,7 +139,8 @@ def _merge(layers: dict[str, LayerForm], ops: Sequence[Any], report: parity.Pari
         before = layers.get(op.path)
         integer = op.path not in floating and (before is None or before.integer)
         same = exact.get(op.path, True) and (before is None or before.exact)
-        layers[op.path] = LayerForm(op.path, type(op).__name__, integer, same)
+        speedup = speedups.get(op.path) if before is None else before.speedup
+        layers[op.path] = LayerForm(op.path, type(op).__name__, integer, same, speedup)
 
 
 def _speedup(directory: Path, plain: Supernet, images: torch.Tensor) -> float:

@@ -22,17 +22,17 @@ def accumulator_bound(op: Linear, source: Tensor) -> NDArray[np.int64]:
     part of it.
 
     Args:
-        op: The layer; its weights count shifted.
+        op: The layer; its weights count as used, without zero-points and shifted.
         source: The tensor it reads.
 
     Returns:
         int64 ``[out]``.
     """
-    weight = op.weight.astype(np.int64).reshape(len(op.weight), -1)
+    weight = op.used.reshape(len(op.weight), -1)
     least, most = min(source.low - source.zero_point, 0), max(source.high - source.zero_point, 0)
     upper = np.maximum(weight * least, weight * most).sum(1)
     lower = np.minimum(weight * least, weight * most).sum(1)
-    return np.asarray(np.maximum(upper, -lower) << op.shift.astype(np.int64), np.int64)
+    return np.asarray(np.maximum(upper, -lower), np.int64)
 
 
 def check_layer(op: Linear, source: Tensor) -> None:
@@ -54,8 +54,12 @@ def _check_arrays(op: Linear) -> None:
             f"its weights are {op.weight.dtype} of shape {op.weight.shape}; allowed: int8 of rank {rank}."
         )
     out = op.weight.shape[0]
-    for name, dtype in (("shift", np.uint8), ("weight_scale", np.float32), ("bias", np.int32)):
+    for name, dtype in (
+        ("shift", np.uint8), ("weight_scale", np.float32), ("bias", np.int32), ("weight_zero", np.int8),
+    ):  # fmt: skip
         array = getattr(op, name)
+        if array is None and name == "weight_zero":
+            continue
         if array.dtype != dtype or array.shape != (out,):
             raise ArtifactError(
                 f"its {name} is {array.dtype} of shape {array.shape}; allowed: {np.dtype(dtype)} of shape ({out},)."
@@ -73,6 +77,11 @@ def _check_weights(op: Linear) -> None:
         value = int(op.weight[tuple(outside[0])])
         raise ArtifactError(
             f"the weight {value} in channel {outside[0][0]} does not fit {op.weight_bits} bits: {low} to {high}."
+        )
+    if op.weight_zero is not None and (op.weight_zero.min() < low or op.weight_zero.max() > high):
+        raise ArtifactError(
+            f"its weight zero-points reach from {op.weight_zero.min()} to {op.weight_zero.max()}, and {op.weight_bits} "
+            f"bits hold {low} to {high}."
         )
     if int(op.shift.max()) + op.weight_bits > 8:
         raise ArtifactError(

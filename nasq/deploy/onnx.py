@@ -198,8 +198,13 @@ class _Graph:
 
     def integers(self, op: Linear, index: int) -> str:
         """The ``int8`` weights that the runtime uses, ``weight << shift``, in the smaller of two ways to store them."""
+        if op.weight_zero is not None:
+            raise TargetError(
+                f"layer {op.path!r} has asymmetric weights, which this file format does not hold: they run in float. "
+                "Quantize the network for a target that refuses them, such as 'onnxruntime-cpu'."
+            )
         shape = (-1, *[1] * (op.weight.ndim - 1))
-        wide = op.weight.astype(np.int64) << op.shift.astype(np.int64).reshape(shape)
+        wide = op.used
         if wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
             raise TargetError(f"layer {op.path!r}: weight << shift leaves int8; lower the shift of that channel.")
         bits = _stream_bits(op.weight)

@@ -389,13 +389,12 @@ class _Comparison:
         return [maker.get(name) for name in self.layer.node.input[1:]]
 
     def affine(self, op: Linear) -> None:
-        shift = op.shift.astype(np.int64).reshape(-1, *[1] * (op.weight.ndim - 1))
         grid = np.float32(self.program.tensor(op.inputs[0]).scale) * op.weight_scale
         made = self.parameters()
         if len(made) != 2 or None in made:
             self.say("weight and bias", "int8 and int32 with their scales", "a float, or missing")
             return
-        self.parameter("weight", made[0], (op.weight * (1 << shift)).astype(np.int8), op.weight_scale)
+        self.parameter("weight", made[0], op.used.astype(np.int8), op.weight_scale)
         self.parameter("bias", made[1], op.bias, grid)
         if isinstance(op, Conv):
             self.window(op.weight.shape[2:], op.stride, op.padding, op.dilation, op.groups)

@@ -307,13 +307,17 @@ def _parts(count: int, spread: int) -> list[slice]:
 
 
 def _layer(op: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """A layer's integer weights (shifted), fp32 scales and biases."""
+    """A layer's integer weights (zero-points removed, shifted), fp32 scales and biases."""
     place = op["weight"]
     shape, first = place["shape"], place["first"]
     channels = slice(first, first + shape[0])
+    column = (shape[0], *[1] * (len(shape) - 1))
     weight = _unpack(arrays[place["tensor"]], shape, place["bits"])
+    if place.get("zeros") is not None:
+        # Stored from 0 up, as the weights would be if they were not two's complements.
+        weight = weight + 2 ** (place["bits"] - 1) - arrays[place["zeros"]].astype(np.int64).reshape(column)
     if "shifts" in arrays:
-        weight = weight * 2 ** arrays["shifts"][channels].astype(np.int64).reshape(-1, *[1] * (len(shape) - 1))
+        weight = weight * 2 ** arrays["shifts"][channels].astype(np.int64).reshape(column)
     layer = {"weight": weight, "scale": arrays["scales"][channels], "bias": arrays["biases"][channels].astype(np.int64)}
     if any(len(array) != shape[0] for array in layer.values()):
         raise ValueError(f"the layer {op['output']['name']!r} needs {shape[0]} scales and biases")

@@ -4,6 +4,8 @@
 ``ops``. Scales are the decimal form of the fp32 value as a double, so reading gives the same 32 bits. The arrays are
 
 * ``w0, w1, ...``: uint8, the packed weights of the layers in order (:mod:`nasq.quant.packing`);
+* ``z0, z1, ...``: uint8 ``[out]``, only of layers with asymmetric weights, whose ``weight`` then says ``zeros``: the
+  zero-points, counted from the smallest integer ``-2^(bits - 1)``; the number is the layer's, as in ``w0``;
 * ``scales`` (fp32), ``biases`` (int32) and, only where one is not zero, ``shifts`` (uint8): those of all layers one
   behind the other; a layer's part begins at its ``first`` and has one entry per output channel.
 """
@@ -56,6 +58,7 @@ class _Weight(_Strict):
     signed: Literal[True]
     axis: Literal[0]
     first: Size
+    zeros: str | None = None
 
 
 class _Op(_Strict):
@@ -144,6 +147,9 @@ def json_from_program(program: Program) -> tuple[dict[str, Any], dict[str, NDArr
         if isinstance(op, Linear):
             entry["weight"] = _weight_entry(op, f"w{len(layers)}", first)
             arrays[f"w{len(layers)}"] = pack(op.weight, op.weight_bits)
+            if op.weight_zero is not None:
+                entry["weight"]["zeros"] = f"z{len(layers)}"
+                arrays[f"z{len(layers)}"] = (op.weight_zero + 2.0 ** (op.weight_bits - 1)).astype(np.uint8)
             layers.append(op)
             first += len(op.bias)
         ops.append(entry)
@@ -241,17 +247,20 @@ def _first(error: ValidationError) -> str:
 def _check_arrays(document: _Document, arrays: Arrays) -> int:
     """Compares the arrays with what the document says; returns the number of output channels of all layers."""
     wanted: dict[str, tuple[type[np.generic], int]] = {}
-    total = 0
+    layers = total = 0
     for entry in document.ops:
         if isinstance(entry, _Linear | _Conv):
             weight = entry.weight
-            if weight.tensor != f"w{len(wanted)}" or weight.first != total:
+            if weight.tensor != f"w{layers}" or weight.first != total or weight.zeros not in (None, f"z{layers}"):
                 raise ArtifactError(
                     f"{entry.output.name!r} has its weights at {weight.tensor!r} and channel {weight.first}; "
-                    f"in order they are at 'w{len(wanted)}' and {total}."
+                    f"in order they are at 'w{layers}' and {total}"
+                    + ("." if weight.zeros is None else f", zero-points at 'z{layers}', not {weight.zeros!r}.")
                 )
             wanted[weight.tensor] = (np.uint8, packed_size(weight.shape, weight.bits))
-            total += weight.shape[0]
+            if weight.zeros is not None:
+                wanted[weight.zeros] = (np.uint8, weight.shape[0])
+            layers, total = layers + 1, total + weight.shape[0]
     wanted |= {"scales": (np.float32, total), "biases": (np.int32, total)}
     if document.weights.shifts:
         wanted["shifts"] = (np.uint8, total)
@@ -284,5 +293,17 @@ def _layer_fields(entry: _Linear | _Conv, arrays: Arrays, shifts: NDArray[np.uin
     except ArtifactError as error:
         raise ArtifactError(f"the weights of {entry.output.name!r} ({weight.tensor!r}): {error}") from error
     fields = {"weight": values, "weight_bits": weight.bits, "wide": entry.wide}
+    if weight.zeros is not None:
+        fields["weight_zero"] = _zeros(entry, arrays[weight.zeros])
     fields |= {"weight_scale": arrays["scales"][part], "bias": arrays["biases"][part], "shift": shifts[part]}
     return fields | ({"groups": entry.groups} if isinstance(entry, _Conv) else {})
+
+
+def _zeros(entry: _Linear | _Conv, stored: NDArray[np.uint8]) -> NDArray[np.int8]:
+    bits = entry.weight.bits
+    if int(stored.max(initial=0)) >= 1 << bits:
+        raise ArtifactError(
+            f"the weight zero-points of {entry.output.name!r} reach {int(stored.max())}; {bits} bits hold 0 to "
+            f"{(1 << bits) - 1}."
+        )
+    return (stored.astype(np.int64) - (1 << (bits - 1))).astype(np.int8)

@@ -59,7 +59,7 @@ def _global_pool(output_size: Any, **_: Any) -> Named:
 
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> Named:
     # Without training=self.training it drops in evaluation as well.
-    return ("other" if training else "identity"), {}
+    return ("other", {}) if training else ("identity", {"p": p})
 
 
 def kind_of_module(module: nn.Module) -> Named:

@@ -19,7 +19,7 @@ from nasq.quant.calibration import guess_weight
 from nasq.quant.forms import WeightForm
 from nasq.quant.layers import AnyLayer, AnyNorm, Unit, full_weight
 from nasq.quant.network import QuantGraph, QuantizedNetwork, Step, Wiring
-from nasq.quant.options import Bits, Plan
+from nasq.quant.options import Bits, Plan, check_supported
 from nasq.quant.passing import Clip, Flatten, MaxPool, Same
 from nasq.quant.pinning import exits, first_and_last
 from nasq.quant.producers import (
@@ -151,7 +151,7 @@ class _Builder:
         elif node.kind == "reshape":
             kept = Flatten(node.path)
         elif node.kind == "identity":
-            kept = Same(node.module, 0.0 if node.module else _dropout_rate(node))
+            kept = Same(node.module, node.attributes.get("p", 0.0))
         else:
             kept = Clip(node.path, cast(Activation, node.kind))
             self.nonnegative.add(node)
@@ -203,34 +203,8 @@ class _Builder:
 def _leaf_graph(made: QuantGraph, leaf: nn.Module) -> QuantGraph:
     """A part that is a single layer has no children to take over: the layer itself becomes the child ``layer``."""
     fresh = type(made)(nn.Module(), made.graph)
-    fresh.add_module("layer", leaf)
+    fresh.hold_leaf(leaf)
     return fresh
-
-
-def _dropout_rate(node: Node) -> float:
-    """Of a call of the function; 0 for everything else that leaves its input as it is."""
-    if node.attributes["call"] != "dropout":
-        return 0.0
-    if "p" not in node.attributes:
-        raise InputError(
-            f"the function dropout is called at {node.path!r}, and its rate cannot be read. Use torch.nn.Dropout instead."
-        )
-    return float(node.attributes["p"])
-
-
-def _check_supported(graph: Graph) -> None:
-    for node in graph.walk():
-        if node.kind == "other":
-            raise _unsupported(node)
-
-
-def _unsupported(node: Node) -> InputError:
-    what = type(node.module).__name__ if node.module is not None else node.attributes["call"]
-    return InputError(
-        f"{what} at {node.path!r} has no integer form yet. Supported: Conv2d, Linear, BatchNorm2d, ReLU, ReLU6, sums and "
-        "concatenations (dim 1) of two tensors, MaxPool2d, AvgPool2d and global average pooling without padding, "
-        "flatten, Dropout, OneOf, Repeat. Replace it, or leave the part out of quantization."
-    )
 
 
 def _quantize_parts(container: Container, node: Node, plan: Plan, signs: Sequence[bool]) -> tuple[Container, bool]:
@@ -338,7 +312,7 @@ def quantize(
     original = copy.deepcopy(module)
     copied = copy.deepcopy(module)
     graph = trace(copied, example)
-    _check_supported(graph)
+    check_supported(graph)
     check_sizes(graph, read_space(copied))
     plan.pinned = first_and_last(graph)
     network, _ = _Builder(copied, graph, plan, root=True).build([False])

@@ -97,9 +97,7 @@ def search_range(x: Tensor, low: int, high: int, symmetric: bool, shares: Tensor
 def _alive(found: Range, step: float, zeta: float) -> Range:
     """Where all values are 0, which says nothing about a range: a start from which a step can still be learned."""
     dead = found.step <= STEP_FLOOR
-    return Range(
-        torch.where(dead, step, found.step), torch.where(dead, zeta, found.zeta), found.error
-    )
+    return Range(torch.where(dead, step, found.step), torch.where(dead, zeta, found.zeta), found.error)
 
 
 def _blank(weight: Tensor, levels: int) -> float:

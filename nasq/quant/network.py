@@ -74,6 +74,12 @@ class QuantGraph(nn.Module):
         self.wiring = Wiring()
         self.graph = graph
 
+    def hold_leaf(self, layer: nn.Module) -> None:
+        """Stands for a single layer, which becomes the child ``layer``; its state keeps the names it has alone."""
+        self.add_module("layer", layer)
+        self.register_state_dict_post_hook(_without_layer)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(_with_layer)  # type: ignore[no-untyped-call]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> QuantGraph:
         # Extraction is a copy for which plain modules stand in for elastic ones. The traced form refers to the layers of
         # all subnets: there it stays behind.
@@ -92,6 +98,18 @@ class QuantGraph(nn.Module):
         for step in self.wiring.steps:
             values.append(self.get_submodule(step.target)(*(values[index] for index in step.inputs)))
         return values[self.wiring.output]
+
+
+def _without_layer(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    inner = f"{prefix}layer."
+    for name in [name for name in state if name.startswith(inner)]:
+        state[prefix + name.removeprefix(inner)] = state.pop(name)
+
+
+def _with_layer(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    for name in module.get_submodule("layer").state_dict():
+        if prefix + name in state:
+            state[f"{prefix}layer.{name}"] = state.pop(prefix + name)
 
 
 class QuantizedNetwork(QuantGraph):

@@ -8,14 +8,14 @@ from typing import cast
 
 from torch import nn
 
-from nasq.elastic.graph import Node
+from nasq.elastic.graph import Graph, Node
 from nasq.errors import InputError, TargetError
 from nasq.quant.pinning import Pinned
 from nasq.quant.quantizers import WeightQuantizer
 from nasq.space import Choice
 from nasq.targets import Removal, Target
 
-__all__ = ["Bits", "Plan"]
+__all__ = ["Bits", "Plan", "check_supported"]
 
 Bits = Sequence[int] | Choice
 
@@ -49,6 +49,26 @@ def _check_pinned(bits: object, target: Target) -> None:
                 f"first_last_bits is {bits}, and the target {target.name!r} takes only {', '.join(map(str, allowed))} "
                 f"as {feature}. Choose one of these, or None to make them choices as well."
             )
+
+
+def check_supported(graph: Graph) -> None:
+    """Raises where an operation has no integer form.
+
+    Raises:
+        InputError: Names it with its path.
+    """
+    for node in graph.walk():
+        if node.kind == "other":
+            raise _unsupported(node)
+
+
+def _unsupported(node: Node) -> InputError:
+    what = type(node.module).__name__ if node.module is not None else node.attributes["call"]
+    return InputError(
+        f"{what} at {node.path!r} has no integer form yet. Supported: Conv2d, Linear, BatchNorm2d, ReLU, ReLU6, sums and "
+        "concatenations (dim 1) of two tensors, MaxPool2d, AvgPool2d and global average pooling without padding, "
+        "flatten, Dropout, OneOf, Repeat. Replace it, or leave the part out of quantization."
+    )
 
 
 @dataclass

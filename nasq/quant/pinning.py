@@ -9,9 +9,7 @@ from itertools import pairwise
 from torch import nn
 
 from nasq.elastic.base import Container
-from nasq.elastic.containers import Repeat
 from nasq.elastic.graph import Graph, Node
-from nasq.space import Choice
 
 __all__ = ["Pinned", "exits", "first_and_last", "origins"]
 
@@ -36,10 +34,6 @@ class Pinned:
 
 def exits(container: Container) -> frozenset[int]:
     """After how many parts a chain may be left."""
-    if isinstance(container, Repeat):
-        depth = container.depth
-        options = depth.options if isinstance(depth, Choice) else (depth,)
-        return frozenset(option for option in options if isinstance(option, int))
     conditions = [container.condition(index) for index in range(len(container.parts()))]
     # A chain is left where its next part asks for more than the part before it.
     changes = {index for index, (before, now) in enumerate(pairwise([(), *conditions])) if before != now}

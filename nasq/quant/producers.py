@@ -19,7 +19,7 @@ from nasq.errors import InputError
 from nasq.quant import arithmetic, layers, program
 from nasq.quant.calibration import initialise_activation, initialise_weight
 from nasq.quant.forms import ActivationForm, WeightForm
-from nasq.quant.layers import AnyLayer, AnyNorm, Unit
+from nasq.quant.layers import AnyLayer, AnyNorm
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from nasq.quant.value import Grid, Recorder, Value
 
@@ -154,9 +154,9 @@ class LayerProducer(Producer):
         if x.mode == "fake":
             return self.finish(self._fake(x), x)
         weight = layers.weight_of(self.layer, x.data)
-        if x.mode == "calibrate" and isinstance(self.weight_quantizer, WeightQuantizer):
-            if not self.weight_quantizer.calibrated:
-                initialise_weight(self.weight_quantizer, layers.full_weight(self.layer))
+        quantizer = self.weight_quantizer
+        if x.mode == "calibrate" and isinstance(quantizer, WeightQuantizer) and not quantizer.calibrated:
+            initialise_weight(quantizer, layers.full_weight(self.layer))
         y = layers.apply(self.layer, x.data, weight, layers.bias_of(self.layer))
         return self.finish(y if self.norm is None else self.norm(y), x)
 

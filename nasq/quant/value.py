@@ -45,7 +45,8 @@ class Grid:
 
     def fixed(self) -> tuple[float, int]:
         """Step and zero-point as plain numbers."""
-        return float(self.step), int(self.zero_point)
+        zero = self.zero_point
+        return float(self.step.detach()), int(zero.detach() if isinstance(zero, Tensor) else zero)
 
 
 class Recorder:

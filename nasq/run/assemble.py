@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,7 @@ from torch import nn
 
 from nasq import plugins
 from nasq.cost import CostModel
-from nasq.data import DataSet
+from nasq.data import Augment, AugmentPolicy, DataSet, Split
 from nasq.data import load as load_data
 from nasq.elastic.base import evaluating
 from nasq.errors import InputError
@@ -84,10 +84,21 @@ def load_images(config: RunConfig) -> DataSet:
     return load_data(name, data.root, data.download, data.seed, data.validation, data.image_size)
 
 
+def _with_views(data: DataSet, views: int) -> DataSet:
+    """Adds ``views - 1`` augmented copies of every validation image, the same ones in every run.
+
+    The best of many subnets classify all of a few hundred images right; shifted and turned copies still tell them apart.
+    """
+    augment = Augment(AugmentPolicy.for_data(data.name), stream(0, "validation views"))
+    split = data.validation
+    copies = [split.images, *(augment(split.images) for _ in range(views - 1))]
+    return replace(data, validation=Split(torch.cat(copies), split.labels.repeat(views)))
+
+
 def assemble(config: RunConfig) -> Workshop:
     """Builds everything a run's stages need; the weights are the initial ones."""
     load_target(config.target)
-    data = load_images(config)
+    data = _with_views(load_images(config), config.data.validation_views)
     network = build_network(config, data)
     options = config.quantization.model_dump(exclude={"calibration_images"})
     example = torch.zeros(1, *data.input_shape)

@@ -27,6 +27,7 @@ class DataConfig(_Part):
     root: Path | None = None
     download: bool = False
     validation: int | float | None = None
+    validation_views: int = Field(default=1, ge=1)
     image_size: int | tuple[int, int] | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -51,7 +51,8 @@ def _card(workshop: Workshop, subnet: Subnet, costs: Mapping[str, float], report
 Searched and exported by nasq {__version__} for the target `{config.target}`.
 
 Accuracy of this file on the {len(workshop.data.validation)} validation images of `{workshop.data.name}`
-(fingerprint {workshop.data.fingerprint}): {accuracy}. The search selected on these images.
+(fingerprint {workshop.data.fingerprint}; {config.data.validation_views} view(s) of each): {accuracy}.
+The search selected on these images.
 
 Input: fp32 `[N, {", ".join(map(str, workshop.data.input_shape))}]`, `(pixel / 255 - mean) / std` with
 mean {list(workshop.data.mean)} and std {list(workshop.data.std)}.

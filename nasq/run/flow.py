@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nasq.errors import InputError
+from nasq.errors import InputError, TargetError
 from nasq.files import write_json
 from nasq.run.assemble import Workshop, assemble, build_network
 from nasq.run.bench import bench
@@ -22,6 +22,7 @@ from nasq.run.summary import facts, report
 from nasq.run.train import OnStep, load_trained, require_trained, train, trained
 from nasq.search import Record, infeasible
 from nasq.supernet import Supernet
+from nasq.targets import load as load_target
 
 __all__ = ["STAGES", "open_workshop", "prepare", "run_flow", "stage"]
 
@@ -43,6 +44,7 @@ def prepare(config: RunConfig) -> Workshop:
         InputError: An unknown name, a device that is not there, constraints that nothing survives.
     """
     _require_device(config.device)
+    _require_exportable(config)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     workshop = assemble(config)
@@ -59,6 +61,18 @@ def _require_device(name: str) -> None:
     except (RuntimeError, AssertionError) as error:  # torch without CUDA fails an assertion
         reason = str(error).splitlines()[0]
         raise InputError(f"the device {name!r} cannot be used: {reason} Allowed on every machine: cpu.") from error
+
+
+def _require_exportable(config: RunConfig) -> None:
+    """Refuses what only the export at the end of a run would refuse."""
+    if (
+        "asymmetric" in config.quantization.weight_symmetry
+        and "asymmetric" in load_target(config.target).weight_symmetry
+    ):
+        raise TargetError(
+            f"the target {config.target!r} takes asymmetric weights, but a run exports ONNX files, which do not hold "
+            "them. Leave 'asymmetric' out of quantization.weight_symmetry, or take the target 'onnxruntime-cpu'."
+        )
 
 
 def open_workshop(run: RunDirectory, workshop: Workshop | None = None) -> Workshop:

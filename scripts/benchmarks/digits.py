@@ -63,10 +63,10 @@ def squeezed(workshop: Workshop, evaluation: Evaluation, limit: float) -> dict[s
             found["largest, fewer bits: test"] = evaluation.accuracy(subnet, workshop.data.test)
             break
     positions = {choice.name: choice.options for choice in space.choices if not choice.name.endswith("_bits")}
-    ordered = {name for name in positions if space[name].ordered and len(positions[name]) > 1 and "depth" not in name}
+    sizes = {name for name in positions if name.endswith(("width", "expand", "kernel"))}
     for share in (1.0, 0.8, 0.6, 0.4, 0.2, 0.0):
         shrunk = {
-            name: positions[name][round(share * (len(positions[name]) - 1))] if name in ordered else option
+            name: positions[name][round(share * (len(positions[name]) - 1))] if name in sizes else option
             for name, option in space.largest().items()
         }
         subnet = with_bits(Subnet(shrunk), 4)

@@ -124,6 +124,13 @@ def test_pick_within_limits_that_nothing_keeps(finished: Run, call: Call) -> Non
 # -- directories ------------------------------------------------------------------------------------------------------
 
 
+def test_asymmetric_weights_are_refused_before_training(finished: Run, tmp_path: Path, call: Call) -> None:
+    arguments = ["--set", "target=generic", "--set", "quantization.weight_symmetry=[symmetric, asymmetric]"]
+    done = call("run", finished.config, "--out", tmp_path / "run", *arguments)
+    refused(done, "asymmetric weights", "ONNX", "quantization.weight_symmetry")
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_run_needs_resume(finished: Run, call: Call) -> None:
     before = files(finished.directory)
     refused(call("run", finished.config, "--out", finished.directory), "already holds a run", "--resume", "--out")

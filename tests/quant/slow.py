@@ -116,7 +116,10 @@ def _apply(op: p.Op, values: list[Ints], specs: list[p.Tensor], x: NDArray[np.fl
         steps = np.rint(x / f32(out.scale)).astype(np.int64)
         return np.clip(steps + out.zero_point, out.low, out.high)
     if isinstance(op, p.Linear):
-        weight = op.weight.astype(np.int64) << op.shift.astype(np.int64).reshape(-1, *[1] * (op.weight.ndim - 1))
+        column = (-1, *[1] * (op.weight.ndim - 1))
+        weight = op.weight.astype(np.int64) * 2 ** op.shift.astype(np.int64).reshape(column)
+        if op.weight_zero is not None:
+            weight -= (op.weight_zero.astype(np.int64) * 2 ** op.shift.astype(np.int64)).reshape(column)
         centred = values[0] - specs[0].zero_point
         if isinstance(op, p.Conv):
             acc = convolve(centred, weight, op.stride, op.padding, op.dilation, op.groups)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,8 @@ from networks import IMAGE, generator, images, quantized, quantized_supernet, ti
 from torch import Tensor, nn
 
 from nasq import Choice, Supernet, elastic
+from nasq.deploy import bundle
+from nasq.deploy.reference import Reference
 from nasq.errors import InputError
 from nasq.quant import calibrate, freeze, quantize
 from nasq.quant import program as p
@@ -49,8 +52,16 @@ def check_layer(op: p.Linear, source: p.Tensor) -> None:
     assert op.weight_scale.dtype == np.float32 and op.weight_scale.shape == op.bias.shape == op.shift.shape == (count,)
     assert len(op.weight) == count and np.isfinite(op.weight_scale).all() and (op.weight_scale > 0).all()
     assert -(2 ** (op.weight_bits - 1)) <= op.weight.min() and op.weight.max() <= 2 ** (op.weight_bits - 1) - 1
-    shifted = op.weight.astype(np.int64) << op.shift.astype(np.int64).reshape(-1, *[1] * (op.weight.ndim - 1))
-    assert shifted.min() >= -128 and shifted.max() <= 127 and np.abs(op.bias.astype(np.int64)).max() < 2**24
+    centred = op.weight.astype(np.int64)
+    if op.weight_zero is not None:
+        assert op.weight_zero.dtype == np.int8 and op.weight_zero.shape == (count,)
+        assert -(2 ** (op.weight_bits - 1)) <= op.weight_zero.min() and op.weight_zero.max() < 2 ** (op.weight_bits - 1)
+        centred -= op.weight_zero.reshape(-1, *[1] * (op.weight.ndim - 1))
+    shifted = centred << op.shift.astype(np.int64).reshape(-1, *[1] * (op.weight.ndim - 1))
+    assert np.array_equal(op.used, shifted) and op.shift.max() + op.weight_bits <= 8
+    if op.weight_zero is None:
+        assert shifted.min() >= -128 and shifted.max() <= 127
+    assert np.abs(op.bias.astype(np.int64)).max() < 2**24
     reach = np.abs(shifted).reshape(count, -1).sum(1).max()
     most = max(source.high - source.zero_point, source.zero_point - source.low)
     assert op.wide == (reach * most >= 2**24) and reach * most < 2**31
@@ -159,13 +170,22 @@ def test_what_the_output_does_not_depend_on_is_not_in_the_program(option: str) -
         check(frozen)
 
 
-@pytest.mark.parametrize("symmetry", ["symmetric", "asymmetric"])
-def test_every_form_that_a_target_allows_can_be_frozen(symmetry: str) -> None:
-    """`quantize` removes or refuses what cannot be exported: before training, not at the end of it."""
-    try:
-        network: Any = quantize(tiny(), images(1), "generic", weight_symmetry=(symmetry,))
-    except InputError as error:
-        assert "asymmetric" in str(error) and symmetry == "asymmetric"
-        return
-    calibrate(network, images(8))
-    check(freeze(network))
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_asymmetric_weights_are_in_the_program(granularity: str, tmp_path: Path) -> None:
+    """Evaluation, program, bundle and the independent reference agree; negative scales of norms included."""
+    options: dict[str, Any] = {"weight_symmetry": ("symmetric", "asymmetric"), "weight_granularity": (granularity,)}
+    supernet, x = quantized_supernet(target="generic", **options), images(4, 77)
+    used = set()
+    for seed in range(8):
+        subnet = supernet.space.sample(generator(seed))
+        with supernet.activate(subnet):
+            frozen, integers = freeze(supernet.module), supernet.module.integers(x).numpy()
+        check(frozen)
+        assert np.array_equal(slow.run(frozen, x.numpy())[frozen.output.name], integers)
+        bundle.write(tmp_path / "b", frozen)
+        assert np.array_equal(Reference(tmp_path / "b").run(x.numpy()), integers)
+        for op in frozen.ops:
+            if isinstance(op, p.Linear) and f"{op.path}.weight_symmetry" in subnet:
+                assert (op.weight_zero is not None) == (subnet[f"{op.path}.weight_symmetry"] == "asymmetric")
+                used.add(op.weight_zero is not None and bool(op.weight_zero.any()))
+    assert used == {True, False}

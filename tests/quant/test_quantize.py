@@ -109,6 +109,25 @@ def test_names_of_weights_survive() -> None:
     assert {"mix.branches.conv.0.weight", "mix.branches.conv.1.running_mean"} <= set(ours)
 
 
+def test_names_of_single_layers_in_containers_survive_too() -> None:
+    mix = elastic.OneOf(Choice("mix", ("a", "b", "c")), a=conv(4), b=nn.Sequential(conv(4)), c=nn.Identity())
+    net = nn.Sequential(conv(), elastic.Repeat([conv(4), mix], Choice("depth", (1, 2))), conv(4))
+    for module in (net, net[1], net[0]):
+        network = quantize(module, images(1, shape=(3 if module is not net[1] else 4, 8, 8)))
+        ours, theirs = network.state_dict(), module.state_dict()
+        assert {name for name in ours if "quantization." not in name} == set(theirs)
+        assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+        changed = {name: tensor + 1 for name, tensor in ours.items()}
+        network.load_state_dict(changed)
+        copied = copy.deepcopy(network)
+        assert all(torch.equal(tensor, changed[name]) for name, tensor in copied.state_dict().items())
+        with pytest.raises(RuntimeError, match=r"Unexpected key.*odd"):
+            network.load_state_dict({**changed, "odd.weight": torch.zeros(1)})
+    calibrate(network, images(4))
+    plain = Supernet(network).extract(Supernet(network).space.largest())
+    assert {"weight", "bias"} <= set(plain.state_dict())
+
+
 def test_where_quantizers_stand() -> None:
     """One per produced tensor, none inside conv -> BatchNorm -> activation; one weight quantizer per layer."""
     network = quantize(tiny(), images(1))

@@ -22,7 +22,7 @@ def _wait(process: subprocess.Popen[str], run: Path, wanted: Mapping[str, Any]) 
     while process.poll() is None:
         if run.exists() and any(wanted.items() <= event.items() for event in RunDirectory(run).events()):
             return
-        time.sleep(0.01)
+        time.sleep(0.03)
     pytest.fail(f"the run ended before {wanted}: {process.communicate()[1]}")
 
 

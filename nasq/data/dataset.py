@@ -98,9 +98,7 @@ class DataSet:
     fingerprint: str
 
     @classmethod
-    def from_splits(
-        cls, name: str, classes: Sequence[str], train: Split, validation: Split, test: Split
-    ) -> DataSet:
+    def from_splits(cls, name: str, classes: Sequence[str], train: Split, validation: Split, test: Split) -> DataSet:
         """Makes a data set of three splits: checks that they agree and derives the statistics and the fingerprint.
 
         Raises:
@@ -153,9 +151,7 @@ class DataSet:
 
 
 @functools.lru_cache(maxsize=32)
-def _affine(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     # 255 is a tensor on the device: CUDA turns a division by a number into a product with its reciprocal, which
     # rounds differently. Outside inference mode, or the first caller would decide what later callers may do with it.
     with torch.inference_mode(False):

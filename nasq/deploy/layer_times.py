@@ -57,7 +57,9 @@ def layer_times(directory: Path, batch: int = 1, repeats: int = 20, seed: int = 
             continue
         layer = file.layers[index]
         shapes = [(batch, *program.tensor(name).shape) for name in op.inputs]
-        integers = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in zip(layer.inputs, shapes, strict=True)}
+        integers = {
+            name: rng.integers(0, 256, shape, np.uint8) for name, shape in zip(layer.inputs, shapes, strict=True)
+        }
         reals = {f"x{i}": rng.standard_normal(shape, np.float32) for i, shape in enumerate(shapes)}
         calls = [_session(file.cut(index), integers), _session(_float_model(op, program, rng), reals)]
         times = _in_turn(calls, repeats)

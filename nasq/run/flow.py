@@ -48,23 +48,11 @@ def prepare(config: RunConfig) -> Workshop:
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     workshop = assemble(config)
-    _require_exportable(workshop)
     require_objectives(workshop)
     found = explanation(workshop)
     if found is not None and not found.feasible:
         raise infeasible(found)
     return workshop
-
-
-def _require_exportable(workshop: Workshop) -> None:
-    """A run ends in ONNX files, which hold no weights with a zero-point."""
-    target = workshop.network.target
-    if "asymmetric" in workshop.config.quantization.weight_symmetry and "asymmetric" in target.weight_symmetry:
-        raise InputError(
-            f"quantization.weight_symmetry allows asymmetric weights for target {target.name!r}, and a run exports ONNX "
-            "files, which hold symmetric weights only. Set quantization.weight_symmetry to [symmetric]; from Python, "
-            "nasq.deploy.bundle.write keeps asymmetric weights in a bundle for the reference."
-        )
 
 
 def _require_device(name: str) -> None:

@@ -56,9 +56,7 @@ def test_crop_is_one_of_the_windows_of_the_padded_image_all_alike() -> None:
     padded = torch.nn.functional.pad(images, (1, 1, 1, 1))
     counts = torch.zeros(3, 3)
     for image, source in zip(changed, padded, strict=True):
-        found = [
-            (y, x) for y in range(3) for x in range(3) if torch.equal(image, source[:, y : y + 6, x : x + 5])
-        ]
+        found = [(y, x) for y in range(3) for x in range(3) if torch.equal(image, source[:, y : y + 6, x : x + 5])]
         assert len(found) == 1
         counts[found[0]] += 1
     # Chi-square, 8 degrees of freedom: above 26.1 in 1 of 1,000 fair draws.

@@ -76,8 +76,11 @@ def test_fingerprint_sees_every_change() -> None:
         _data(test=replace(base.test, labels=labels)),
         _data(validation=base.test, test=base.validation),
         _data(train=replace(base.train, indices=torch.arange(20))),
-        _data(train=Split(base.train.images.transpose(2, 3).contiguous(), base.train.labels),
-              validation=_split(7, 1, (3, 4, 5)), test=_split(5, 2, (3, 4, 5))),
+        _data(
+            train=Split(base.train.images.transpose(2, 3).contiguous(), base.train.labels),
+            validation=_split(7, 1, (3, 4, 5)),
+            test=_split(5, 2, (3, 4, 5)),
+        ),
         DataSet.from_splits("mine", ["a", "b", "d"], base.train, base.validation, base.test),
     ]
     prints = [data.fingerprint for data in changed]

@@ -28,7 +28,9 @@ def test_the_float_form_is_the_same_operation() -> None:
     program = residual_program(1, 4, 4)
     op = next(op for op in program.ops if isinstance(op, Conv) and op.stride == (2, 2))
     model = layer_times._float_model(op, program, np.random.default_rng(0))
-    constants = {value.name: onnx.numpy_helper.to_array(value) for value in onnx.load_from_string(model).graph.initializer}
+    constants = {
+        value.name: onnx.numpy_helper.to_array(value) for value in onnx.load_from_string(model).graph.initializer
+    }
     x = np.random.default_rng(1).standard_normal((2, *program.tensor(op.inputs[0]).shape)).astype(np.float32)
     (y,) = open_session(model).run(None, {"x0": x})
     assert y.shape == (2, *op.output.shape)

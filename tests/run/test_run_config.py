@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from nasq.errors import InputError
 from nasq.run.config import RunConfig, load_config, presets
-from nasq.run.flow import prepare
 
 
 @pytest.mark.parametrize("name", presets())
@@ -104,9 +103,3 @@ def test_switching_the_warm_up_off() -> None:
 def test_refusals(change: str, match: str) -> None:
     with pytest.raises(InputError, match=match):
         load_config(changes=[change])
-
-
-def test_a_run_refuses_weights_that_its_files_cannot_hold() -> None:
-    config = load_config(changes=["target=generic", "quantization.weight_symmetry=[symmetric, asymmetric]"])
-    with pytest.raises(InputError, match="ONNX files, which hold symmetric weights only"):
-        prepare(config)

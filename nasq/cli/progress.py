@@ -88,10 +88,10 @@ class RunProgress:
     def _on_train_epoch(self, event: Mapping[str, Any]) -> None:
         self.epochs = (event["epoch"], event["epochs"])
         left = (event["epochs"] - event["epoch"]) * event["seconds"]
-        accuracy = ", ".join(f"{role} {100 * value:.1f} %" for role, value in event["accuracy"].items())
+        right = "/".join(f"{100 * value:.1f}" for value in event["accuracy"].values())
         self._say(
-            f"  {event['phase']} epoch {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f}, {accuracy}; "
-            f"{event['images_per_second']:.0f} images/s, {left:.0f} s left"
+            f"  {event['phase']} {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f}, {right} % right, "
+            f"{event['images_per_second']:.0f}/s, {left:.0f} s left"
         )
 
     def _on_search_started(self, event: Mapping[str, Any]) -> None:

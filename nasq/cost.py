@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasq.elastic.base import ElasticModule, evaluating
-from nasq.elastic.conv import Conv2d
-from nasq.elastic.flow import Bools, Flow, Ints, Sized, conv_geometry, example_inputs
+from nasq.elastic.flow import Flow, example_inputs
 from nasq.elastic.graph import Graph, Node
+from nasq.elastic.rules import Bools, Ints, Sized, Work, work_rule
 from nasq.elastic.trace import trace
 from nasq.errors import InputError
 from nasq.quant.forms import ActivationForm, WeightForm
@@ -34,6 +34,7 @@ COSTS = {
     "macs": "multiply-adds per input",
     "bitops": "multiply-adds x weight bits x input bits",
     "bytes": "bytes of packed weights, scales and biases",
+    "compression": "bytes of the fp32 parameters / bytes",
     "average_weight_bits": "bits",
     "average_activation_bits": "bits",
 }
@@ -83,33 +84,34 @@ class _Costs(Flow):
     def visit(self, node: Node, inputs: list[Sized], output: Sized, running: Bools) -> None:
         """Adds the node's costs in the subnets in which it runs."""
         owner = node.module if node.module is not None else node.attributes.get("parameter")
-        if owner is None or node.kind == "container":
+        if node.kind == "container":
             return
-        fresh = self._fresh(owner, running)
-        params = np.broadcast_to(_count(owner, self), fresh.shape)
-        self.totals["params"] += np.where(fresh, params, 0)
-        if node.kind not in {"conv", "linear", "norm"}:
-            return
+        fresh = running
+        if owner is not None:
+            fresh = self._fresh(owner, running)
+            params = np.broadcast_to(_count(owner, self), fresh.shape)
+            self.totals["params"] += np.where(fresh, params, 0)
+        rule = work_rule(node.kind)
+        found = rule(self, node, inputs, output) if rule is not None else None
+        if found is not None:
+            self._add(found, node, inputs, fresh, running)
+
+    def _add(self, work: Work, node: Node, inputs: list[Sized], fresh: Bools, running: Bools) -> None:
+        """Adds what an operation computes and stores."""
+        self.totals["macs"] += np.where(running, work.macs, 0)
         producer = node.attributes.get("producer")
-        if node.kind == "norm" and producer is None:
+        width: Ints = self.lookup(32) if len(inputs) == 1 else inputs[1].bits
+        if isinstance(producer, LayerProducer):
+            form = producer.weight_quantizer
+            width = self.option(form, form.bits if isinstance(form, WeightForm) else 8)
+        self.totals["bitops"] += np.where(running, work.macs * width * inputs[0].bits, 0)
+        if work.rows is None or work.row is None or not isinstance(producer, LayerProducer):
             return
-        # A quantized BatchNorm alone is a depthwise convolution by one: it is stored, and it runs.
-        per_output = self._fan_in(node, inputs)
-        macs = output.numel * per_output
-        channels = output.dims[0] if node.kind != "linear" else output.dims[-1]
-        self.totals["macs"] += np.where(running, macs, 0)
-        if producer is None:
-            self.totals["bitops"] += np.where(running, macs * 32 * inputs[0].bits, 0)
-            return
-        assert isinstance(producer, LayerProducer)
-        form = producer.weight_quantizer
-        width = self.option(form, form.bits if isinstance(form, WeightForm) else 8)
-        self.totals["bitops"] += np.where(running, macs * width * inputs[0].bits, 0)
-        stored = channels * ((width * per_output + 7) // 8 + _PER_CHANNEL)
+        stored = work.rows * ((width * work.row + 7) // 8 + _PER_CHANNEL)
         # A layer that is called twice is in the file twice: its calls have other scales and biases.
         self.totals["bytes"] += np.where(running, stored, 0)
-        if node.kind != "norm" and not node.attributes.get("pinned"):
-            self._average(channels * per_output, width, inputs[0], fresh, running)
+        if work.averaged and not node.attributes.get("pinned"):
+            self._average(work.rows * work.row, width, inputs[0], fresh, running)
 
     def _average(self, weights: Ints, width: Ints, x: Sized, fresh: Bools, running: Bools) -> None:
         for name, amount, where in (
@@ -124,17 +126,6 @@ class _Costs(Flow):
         before = self.counted.get(key)
         self.counted[key] = running if before is None else before | running
         return running if before is None else running & ~before
-
-    def _fan_in(self, node: Node, inputs: list[Sized]) -> Ints:
-        if node.kind == "norm":
-            return self.lookup(1)
-        if node.kind == "linear":
-            return inputs[0].dims[-1]
-        assert isinstance(node.module, (Conv2d, nn.Conv2d))
-        sizes = conv_geometry(node.module, self)
-        return np.asarray(
-            np.broadcast_to(sizes["in"] // sizes["groups"] * sizes["kernel"][0] * sizes["kernel"][1], (self.count,))
-        )
 
 
 class CostModel:
@@ -161,7 +152,8 @@ class CostModel:
         else:
             with supernet.activate(self.space.default()):
                 self.graph = trace(supernet.module, example)
-                self._check_complete(supernet.module, example)
+                # Extracted: what an elastic layer does to its weights is no cost of the subnet.
+                self._check_complete(supernet.extract(self.space.default()), example)
 
     def _check_complete(self, module: nn.Module, example: Tensor) -> None:
         """Refuses a network with multiply-adds that the trace does not show, such as a matrix product of its own."""
@@ -183,9 +175,10 @@ class CostModel:
         inputs = [Sized(x.dims, bits, x.source) for x in example_inputs(flow, self.graph)]
         flow.run(self.graph, inputs, np.ones(len(rows), dtype=bool))
         result: dict[str, NDArray[Any]] = dict(flow.totals)
+        plain = 4 * flow.totals["params"]
         if not self.quantized:
-            result["bytes"] = 4 * flow.totals["params"]
-            return result
+            return {**result, "bytes": plain, "compression": np.ones(len(rows))}
+        result["compression"] = plain / np.maximum(flow.totals["bytes"], 1)
         for name, key in (("average_weight_bits", "w"), ("average_activation_bits", "a")):
             result[name] = flow.weighted[f"{key}_bits"] / np.maximum(flow.weighted[key], 1)
         return result

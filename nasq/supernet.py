@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -14,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from nasq.elastic.base import extract, no_choice_left, share_active
+from nasq.elastic.base import Container, elastic_modules, extract, no_choice_left, share_active, share_mixture
 from nasq.elastic.norm import AnyBatchNorm, BatchNorm2d, batch_norms
 from nasq.elastic.read import read_space
 from nasq.errors import ArtifactError, InputError
@@ -44,13 +45,14 @@ class _Activation:
             return
         try:
             norms = dict(batch_norms(supernet.module))
-            pairs = [pair for path, found in bn.statistics.items() for pair in _fitting(norms, path, found)]
+            found = [(_fitting(norms, path, pair), pair) for path, pair in bn.statistics.items()]
         except InputError:
             _switch(supernet, self.before)
             raise
-        for buffer, value in pairs:
-            self.saved.append((buffer, buffer.clone()))
-            buffer[: len(value)].copy_(value)
+        for norm, pair in found:
+            for buffer, value in zip(_buffers(norm), pair, strict=True):
+                self.saved.append((buffer, buffer.clone()))
+                _write(norm, buffer, value)
 
     def __enter__(self) -> Supernet:
         return self.supernet
@@ -63,10 +65,8 @@ class _Activation:
             buffer.copy_(value)
 
 
-def _fitting(
-    norms: Mapping[str, AnyBatchNorm], path: str, statistics: tuple[Tensor, Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """The buffers of a layer with their new values."""
+def _fitting(norms: Mapping[str, AnyBatchNorm], path: str, statistics: tuple[Tensor, Tensor]) -> AnyBatchNorm:
+    """The layer at ``path``, which the statistics have to fit."""
     norm = norms.get(path)
     if norm is None:
         raise InputError(f"the BatchNorm statistics name {path!r}, which this supernet does not have.")
@@ -76,7 +76,14 @@ def _fitting(
             f"the BatchNorm statistics of {path!r} have the shapes {shapes}, and the layer has {channels} active "
             "channels: they are those of another subnet. Recalibrate this one."
         )
-    return list(zip(_buffers(norm), statistics, strict=True))
+    return norm
+
+
+def _write(norm: AnyBatchNorm, buffer: Tensor, value: Tensor) -> None:
+    if isinstance(norm, BatchNorm2d):
+        norm.write_active(buffer, value)
+    else:
+        buffer.copy_(value)
 
 
 def _switch(supernet: Supernet, options: Mapping[str, Option]) -> None:
@@ -110,6 +117,7 @@ class Supernet(nn.Module):
         self.module = module
         self.space = read_space(module, name)
         self.active = share_active(module)
+        self.mixture = share_mixture(module)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """The active subnet's output; ``options`` go to the module (``mode=`` of a quantized network)."""
@@ -128,6 +136,50 @@ class Supernet(nn.Module):
         member = subnet if isinstance(subnet, Subnet) else Subnet(subnet)
         self.space.validate(member)
         return _Activation(self, member, bn)
+
+    @contextlib.contextmanager
+    def mix(self, weights: Mapping[str, Tensor]) -> Iterator[Supernet]:
+        """Within a ``with`` statement, containers compute the weighted sum of all their parts.
+
+        This is the continuous relaxation of differentiable search: with weights ``softmax(alpha)`` that of DARTS
+        (Liu et al. 2019, eq. 2), with Gumbel-softmax samples that of SNAS. Gradients reach the weights. An
+        :class:`~nasq.elastic.InputChoice` weighs an edge by the sum of the weights of the options that use it.
+
+        Args:
+            weights: One tensor ``[options]`` per mixed choice, in the order of its options; they need not sum to 1. The
+                other choices are as activated.
+
+        Raises:
+            InputError: A choice is unknown, belongs to a layer's size instead of a container of alternatives, its weights
+                have another shape, or the network is quantized.
+        """
+        if _quantized(self.module):
+            raise InputError(
+                "a quantized network cannot be mixed: its integers have no weighted sum. Mix the float one."
+            )
+        for name, given in weights.items():
+            self._check_mixture(name, given)
+        before = dict(self.mixture)
+        self.mixture.update(weights)
+        try:
+            yield self
+        finally:
+            self.mixture.clear()
+            self.mixture.update(before)
+
+    def _check_mixture(self, name: str, weights: Tensor) -> None:
+        choice = self.space[name]
+        if not isinstance(weights, Tensor) or weights.shape != (len(choice.options),):
+            shape = list(weights.shape) if isinstance(weights, Tensor) else type(weights).__name__
+            raise InputError(
+                f"the mixture of {name!r} is {shape}. Give a tensor [{len(choice.options)}]: one per option."
+            )
+        for path, module in elastic_modules(self.module):
+            if choice in module.own_choices and (not isinstance(module, Container) or module.layout != "parallel"):
+                raise InputError(
+                    f"the choice {name!r} cannot be mixed: {path!r} takes it as a size or depth. Mix choices of OneOf and "
+                    "InputChoice."
+                )
 
     def extract(self, subnet: Mapping[str, Option], bn: BNState | None = None) -> nn.Module:
         """The subnet as a plain module with its own weights.
@@ -246,6 +298,5 @@ def _tracked(norm: AnyBatchNorm) -> Tensor:
 
 
 def _taken(norm: AnyBatchNorm) -> tuple[Tensor, Tensor]:
-    count = _channels(norm)
-    mean, var = _buffers(norm)
-    return mean[:count].clone(), var[:count].clone()
+    mean, var = norm.active_tensors()[:2] if isinstance(norm, BatchNorm2d) else _buffers(norm)
+    return mean.clone(), var.clone()

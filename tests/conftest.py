@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A test asserts no time: on a busy machine an example may take long.
+settings.register_profile("nasq", deadline=None)
+settings.load_profile("nasq")
 
 
 @pytest.fixture(autouse=True, scope="session")

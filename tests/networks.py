@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nasq import Choice, Supernet, elastic
+from nasq.data import DataSet, Split
 from nasq.quant import QuantizedNetwork, calibrate, quantize
 
 IMAGE = (3, 8, 8)
@@ -141,3 +142,13 @@ def tiny_supernet(seed: int = 0) -> Supernet:
 def quantized_supernet(seed: int = 0, **options: Any) -> Supernet:
     supernet = Supernet(quantized(seed=seed, **options), "tiny-quantized")
     return supernet.eval()
+
+
+def tiny_images(n: int) -> DataSet:
+    """Random images ``[n, 3, 8, 8]`` of five classes."""
+    rng = generator(0)
+    parts = [
+        Split(torch.randint(0, 256, (size, 3, 8, 8), generator=rng, dtype=torch.uint8), torch.arange(size) % 5)
+        for size in (n, 10, 10)
+    ]
+    return DataSet.from_splits("random", [str(label) for label in range(5)], *parts)

@@ -12,14 +12,16 @@ from math import isfinite, prod
 import numpy as np
 
 from nasq.deploy.layers import check_layer
+from nasq.deploy.shapes import MAX_ELEMENTS, output_shape
 from nasq.errors import ArtifactError
-from nasq.quant.program import Add, AvgPool, Clip, Concat, Conv, Input, Linear, MaxPool, Op, Program, Reshape, Tensor
+from nasq.quant import program as p
+from nasq.quant.operations import STAYS
+from nasq.quant.program import Op, Program, Tensor
 
 __all__ = ["check_program", "output_shape"]
 
-MAX_ELEMENTS = 1 << 28  # of one tensor of one image; keeps a hostile shape from asking for all memory
 MAX_NAME = 256
-Shape = tuple[int, ...]
+MAX_SUM = 1 << 24  # what fp32 adds without rounding
 
 
 def check_program(program: Program) -> None:
@@ -30,7 +32,7 @@ def check_program(program: Program) -> None:
     """
     if program.add not in ("both", "one"):
         raise ArtifactError(f"unknown rule for sums {program.add!r}. Allowed: 'both', 'one'.")
-    if not program.ops or not isinstance(program.ops[0], Input):
+    if not program.ops or not isinstance(program.ops[0], p.Input):
         raise ArtifactError("the first operation has to be the input; the program has none.")
     made: dict[str, Tensor] = {}
     for index, op in enumerate(program.ops):
@@ -40,35 +42,6 @@ def check_program(program: Program) -> None:
         except ArtifactError as error:
             raise ArtifactError(f"{_kind(op)} {op.output.name!r}: {error}") from error
         made[op.output.name] = op.output
-
-
-def output_shape(op: Op, shapes: list[Shape]) -> Shape:
-    """The shape of an operation's output, without the batch dimension.
-
-    Args:
-        op: The operation; only its parameters are read (an input and a reshape say themselves what they make).
-        shapes: Of its inputs, in order.
-
-    Raises:
-        ArtifactError: The operation cannot take inputs of these shapes.
-    """
-    if isinstance(op, Input):
-        return op.output.shape
-    if isinstance(op, Reshape):
-        if prod(op.output.shape) != prod(shapes[0]):
-            raise ArtifactError(f"{shapes[0]} cannot be reshaped to {op.output.shape}: another number of elements.")
-        return op.output.shape
-    if isinstance(op, Conv | AvgPool | MaxPool):
-        return _window_shape(op, shapes[0])
-    if isinstance(op, Linear):
-        if shapes[0] != op.weight.shape[1:]:
-            raise ArtifactError(f"weights of shape {op.weight.shape} cannot take an input of shape {shapes[0]}.")
-        return op.weight.shape[:1]
-    if isinstance(op, Concat):
-        return _joined_shape(shapes)
-    if any(shape != shapes[0] for shape in shapes):
-        raise ArtifactError(f"its inputs have different shapes: {', '.join(map(str, shapes))}.")
-    return shapes[0]
 
 
 def _kind(op: Op) -> str:
@@ -92,22 +65,37 @@ def _check_op(op: Op, made: Mapping[str, Tensor]) -> None:
     inputs = [made[name] for name in op.inputs]
     _check_tensor(op.output)
     _check_count(op, len(inputs), first=not made)
-    if isinstance(op, Linear):
+    if isinstance(op, p.Linear):
         check_layer(op, inputs[0])
     shape = output_shape(op, [tensor.shape for tensor in inputs])
     if shape != op.output.shape:
         raise ArtifactError(f"it makes shape {shape} and says that it makes {op.output.shape}.")
-    if isinstance(op, MaxPool | Reshape | Clip):
+    if isinstance(op, STAYS):
         _check_same_grid(op, inputs[0])
-    if isinstance(op, Add | AvgPool | Concat):
+    if isinstance(op, p.Add | p.AvgPool | p.Concat | p.Sub):
         _check_ratios(op, inputs)
+    if isinstance(op, p.Mul | p.MatMul):
+        _check_product(op, inputs)
+    if isinstance(op, p.Scale):
+        _check_scaled(op, inputs[0])
+    if isinstance(op, p.Table | p.Constant):
+        _check_values(op)
+    if isinstance(op, p.Softmax):
+        _check_softmax(op)
+    if isinstance(op, p.LayerNorm):
+        _check_layer_norm(op, inputs[0])
+
+
+_PLAIN = {p.Input: (0, 0), p.Constant: (0, 0), p.Concat: (1, 1 << 16)} | dict.fromkeys(
+    (p.Add, p.Sub, p.Mul, p.MatMul), (2, 2)
+)
 
 
 def _check_count(op: Op, count: int, first: bool) -> None:
-    least, most = {Input: (0, 0), Add: (2, 2), Concat: (1, 1 << 16)}.get(type(op), (1, 1))
+    least, most = _PLAIN.get(type(op), (1, 1))
     if not least <= count <= most:
         raise ArtifactError(f"it reads {count} tensors; allowed: {least}{' or more' if most > least else ''}.")
-    if isinstance(op, Input) and not first:
+    if isinstance(op, p.Input) and not first:
         raise ArtifactError("a program has one input only, and it comes first.")
 
 
@@ -146,7 +134,7 @@ def _check_same_grid(op: Op, source: Tensor) -> None:
             f"it keeps its input's scale and zero-point ({source.scale!r}, {source.zero_point}), "
             f"but says ({output.scale!r}, {output.zero_point})."
         )
-    if not isinstance(op, Clip) and not (output.low <= source.low and source.high <= output.high):
+    if not isinstance(op, p.Clip) and not (output.low <= source.low and source.high <= output.high):
         raise ArtifactError(
             f"its input's range [{source.low}, {source.high}] is wider than its own [{output.low}, {output.high}], "
             "and nothing clips here; add a clip."
@@ -155,7 +143,7 @@ def _check_same_grid(op: Op, source: Tensor) -> None:
 
 def _check_ratios(op: Op, inputs: list[Tensor]) -> None:
     """A quotient of two scales times the largest integers has to stay finite in fp32."""
-    steps = prod(op.kernel) if isinstance(op, AvgPool) else 1
+    steps = prod(op.kernel) if isinstance(op, p.AvgPool) else 1
     largest = float(np.finfo(np.float32).max) / 2
     for source in inputs:
         reach = 512.0 * steps * source.scale
@@ -163,39 +151,56 @@ def _check_ratios(op: Op, inputs: list[Tensor]) -> None:
             raise ArtifactError(f"the scales {source.scale!r} and {op.output.scale!r} are too far apart for fp32.")
 
 
-def _window_shape(op: Conv | AvgPool | MaxPool, shape: Shape) -> Shape:
-    if len(shape) != 3:
-        raise ArtifactError(f"it needs an input of shape (channels, height, width), not {shape}.")
-    kernel = op.weight.shape[2:] if isinstance(op, Conv) else op.kernel
-    padding = (0, 0) if isinstance(op, AvgPool) else op.padding
-    dilation = op.dilation if isinstance(op, Conv) else (1, 1)
-    if min(*kernel, *op.stride, *dilation) < 1 or min(padding) < 0:
+def _check_product(op: Op, inputs: list[Tensor]) -> None:
+    terms = inputs[0].shape[-1] if isinstance(op, p.MatMul) else 1
+    reach = prod(max(x.high - x.zero_point, x.zero_point - x.low) for x in inputs) * terms
+    if reach >= 1 << 31:
+        raise ArtifactError(f"its sums may reach {reach}, beyond int32. Fewer bits or fewer terms are needed.")
+    multiplier = inputs[0].scale * inputs[1].scale / op.output.scale
+    if not 2.0**-126 < inputs[0].scale * inputs[1].scale < 2.0**127 or not multiplier * reach < 2.0**127:
         raise ArtifactError(
-            f"kernel {kernel}, stride {op.stride}, dilation {dilation} and padding {padding} are not allowed: "
-            "at least 1, padding at least 0."
+            f"the scales {inputs[0].scale!r}, {inputs[1].scale!r} and {op.output.scale!r} overflow fp32."
         )
-    if isinstance(op, MaxPool) and any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
-        raise ArtifactError(f"its padding {padding} is more than half of its kernel {kernel}.")
-    sides = _sides(shape, kernel, op.stride, padding, dilation)
-    if isinstance(op, Conv) and shape[0] != op.weight.shape[1] * op.groups:
-        raise ArtifactError(f"{op.groups} groups of weights {op.weight.shape} cannot take {shape[0]} channels.")
-    return (op.weight.shape[0] if isinstance(op, Conv) else shape[0], *sides)
 
 
-def _sides(shape: Shape, kernel: Shape, stride: Shape, padding: Shape, dilation: Shape) -> Shape:
-    """Height and width behind a sliding window; the last, incomplete step is dropped."""
-    padded = [size + 2 * p for size, p in zip(shape[1:], padding, strict=True)]
-    reach = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
-    if padded[0] < reach[0] or padded[1] < reach[1]:
-        raise ArtifactError(f"a window of {tuple(reach)} does not fit a map of {tuple(padded)} (padding included).")
-    if shape[0] * prod(padded) > MAX_ELEMENTS:
+def _check_scaled(op: Op, source: Tensor) -> None:
+    kept = ("zero_point", "low", "high", "bits")
+    if any(getattr(op.output, name) != getattr(source, name) for name in kept):
+        raise ArtifactError("it keeps everything of its input but the scale, and says something else.")
+
+
+def _check_values(op: p.Table | p.Constant) -> None:
+    shape = (256,) if isinstance(op, p.Table) else op.output.shape
+    if op.values.dtype != np.uint8 or op.values.shape != shape:
         raise ArtifactError(
-            f"the padded map ({shape[0]}, {padded[0]}, {padded[1]}) is too large: at most 2^28 elements."
+            f"its values are {op.values.dtype} of shape {op.values.shape}; allowed: uint8 of shape {shape}."
         )
-    return tuple((size - r) // s + 1 for size, r, s in zip(padded, reach, stride, strict=True))
+    if op.values.min() < op.output.low or op.values.max() > op.output.high:
+        raise ArtifactError(
+            f"its values reach from {op.values.min()} to {op.values.max()}, and its range is "
+            f"[{op.output.low}, {op.output.high}]."
+        )
 
 
-def _joined_shape(shapes: list[Shape]) -> Shape:
-    if any(shape[1:] != shapes[0][1:] for shape in shapes):
-        raise ArtifactError(f"only the channels of joined tensors may differ: {', '.join(map(str, shapes))}.")
-    return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+def _check_softmax(op: p.Softmax) -> None:
+    table, count = op.table, op.output.shape[-1]
+    if table.dtype != np.int32 or table.shape != (256,):
+        raise ArtifactError(f"its table is {table.dtype} of shape {table.shape}; allowed: int32 of shape (256,).")
+    if table.min() < 0 or bool((np.diff(table) > 0).any()) or not 0 < int(table[0]) * count <= MAX_SUM:
+        raise ArtifactError(
+            f"its table has to fall from above 0, and {count} times its first entry {table[0]} must be at most 2^24."
+        )
+
+
+def _check_layer_norm(op: p.LayerNorm, source: Tensor) -> None:
+    size = source.shape[op.channel]
+    for name in ("gain", "shift"):
+        array = getattr(op, name)
+        if array.dtype != np.float32 or array.shape != (size,) or not np.isfinite(array).all():
+            raise ArtifactError(
+                f"its {name} is {array.dtype} of shape {array.shape}; allowed: finite fp32 of shape ({size},)."
+            )
+    count = prod(source.shape[dim] for dim in op.dims)
+    reach = float(np.abs(op.gain).max()) * count**0.5 + float(np.abs(op.shift).max())
+    if not 0 < op.eps < 1e9 or reach / op.output.scale > 2.0**126:
+        raise ArtifactError(f"eps {op.eps!r} has to be above 0, and its values must stay finite in fp32.")

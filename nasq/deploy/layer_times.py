@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,9 @@ class LayerTime:
         return self.float_ms / self.integer_ms
 
 
-def layer_times(directory: Path, batch: int = 1, repeats: int = 20, seed: int = 0) -> list[LayerTime]:
+def layer_times(
+    directory: Path, batch: int = 1, repeats: int = 20, seed: int = 0, skip: Collection[str] = ()
+) -> list[LayerTime]:
     """Times every convolution, linear layer and sum of a bundle's file, one thread, both forms in turn.
 
     Args:
@@ -47,19 +49,19 @@ def layer_times(directory: Path, batch: int = 1, repeats: int = 20, seed: int = 
         batch: Images per call.
         repeats: Counted calls of each form, after three that are not.
         seed: Of the random inputs; times do not depend on the values.
+        skip: Paths of layers to leave out.
     """
     program = bundle.read(directory)
     file = readback.read(directory / MODEL)
     rng = np.random.default_rng(seed)
     found = []
     for index, op in enumerate(program.ops):
-        if not isinstance(op, (Conv, Linear, Add)):
+        if not isinstance(op, (Conv, Linear, Add)) or op.path in skip:
             continue
         layer = file.layers[index]
         shapes = [(batch, *program.tensor(name).shape) for name in op.inputs]
-        integers = {
-            name: rng.integers(0, 256, shape, np.uint8) for name, shape in zip(layer.inputs, shapes, strict=True)
-        }
+        read = [(batch, *program.tensor(name).shape) for name in dict.fromkeys(op.inputs)]
+        integers = {name: rng.integers(0, 256, shape, np.uint8) for name, shape in zip(layer.inputs, read, strict=True)}
         reals = {f"x{i}": rng.standard_normal(shape, np.float32) for i, shape in enumerate(shapes)}
         calls = [_session(file.cut(index), integers), _session(_float_model(op, program, rng), reals)]
         times = _in_turn(calls, repeats)
@@ -100,13 +102,16 @@ def _float_model(op: Op, program: Program, rng: np.random.Generator) -> bytes:
         attributes = {
             "strides": op.stride, "pads": op.padding * 2, "dilations": op.dilation, "group": op.groups,
         }  # fmt: skip
-        node = helper.make_node("Conv", ["x0", "w", "b"], ["y"], **attributes)
+        nodes = [helper.make_node("Conv", ["x0", "w", "b"], ["y"], **attributes)]
+    elif isinstance(op, Linear) and len(op.output.shape) == 1:
+        nodes = [helper.make_node("Gemm", ["x0", "w", "b"], ["y"], transB=1)]
     elif isinstance(op, Linear):
-        node = helper.make_node("Gemm", ["x0", "w", "b"], ["y"], transB=1)
+        constants[0] = onnx.numpy_helper.from_array(np.ascontiguousarray(weight.T), "w")
+        nodes = [helper.make_node("MatMul", ["x0", "w"], ["p"]), helper.make_node("Add", ["p", "b"], ["y"])]
     else:
-        node = helper.make_node("Add", ["x0", "x1"], ["y"])
+        nodes = [helper.make_node("Add", ["x0", f"x{len(op.inputs) - 1}"], ["y"])]
     output = helper.make_tensor_value_info("y", kind, None)
-    graph = helper.make_graph([node], "float", inputs, [output], constants)
+    graph = helper.make_graph(nodes, "float", inputs, [output], constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
     data: bytes = model.SerializeToString()
     return data

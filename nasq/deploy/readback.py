@@ -5,39 +5,31 @@ this comparison cannot. It also yields each layer as a little model of its own (
 own nodes and initialisers, which is how a difference is located: looking inside a whole network changes what the
 runtime does.
 
-What is relied on: the file lists layers in the program's order; a clip that is a layer of its own carries a name, the
-clip of a layer's range does not; what depends on no input is folded here as the runtime folds it.
+What is relied on: the file lists layers in the program's order and calls what they make ``q0``, ``q1``, ..., the last
+``integers``; what depends on no input is folded here as the runtime folds it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nasq.deploy.expected import expected
+from nasq.deploy.pattern import Finding, Fixed, Made, Match, Read
 from nasq.errors import ArtifactError, require
-from nasq.quant.program import Add, AvgPool, Clip, Concat, Conv, Input, Linear, MaxPool, Op, Program, Reshape, Tensor
+from nasq.quant.program import Program
 
 __all__ = ["File", "Finding", "Layer", "compare", "read"]
 
 _MAX_BYTES = 1 << 30
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One number or node in the file that is not what the bundle says: ``field`` of the layer at ``path``."""
-
-    path: str
-    field: str
-    expected: str
-    got: str
-
-    def __str__(self) -> str:
-        return f"layer {self.path!r}: {self.field} is {self.got}, the bundle says {self.expected}"
+_LAYER = re.compile(r"q\d+|integers")
 
 
 @dataclass(frozen=True)
@@ -124,10 +116,6 @@ def _embedded(model: Any) -> Iterable[Any]:
         yield value
 
 
-_WORKERS = ("Conv", "Gemm", "Add", "GlobalAveragePool", "AveragePool", "MaxPool", "Flatten", "Reshape", "Concat")
-_ON_INTEGERS = ("MaxPool", "Flatten", "Reshape", "Clip")
-
-
 _CASTS = {3: np.int8, 6: np.int32}  # by their codes in onnx.TensorProto
 
 
@@ -141,7 +129,7 @@ def _fold(node: Any, inputs: list[NDArray[Any]]) -> NDArray[Any] | None:
             return np.asarray(inputs[0] >> inputs[1])
         case "Mod", ("uint8", "uint8") if not settings and bool(np.all(inputs[1] > 0)):
             return np.asarray(inputs[0] % inputs[1])
-        case "Reshape", (_, "int64") if np.prod(inputs[1]) == inputs[0].size and bool(np.all(inputs[1] > 0)):
+        case "Reshape", (_, "int64") if prod(map(int, inputs[1])) == inputs[0].size and bool(np.all(inputs[1] > 0)):
             return inputs[0].reshape(inputs[1])
         case "MatMulInteger", ("uint8", "int8") if inputs[0].shape[-1:] == inputs[1].shape:
             return np.asarray(inputs[0].astype(np.int32) @ inputs[1].astype(np.int32))
@@ -158,90 +146,51 @@ class _Reader:
         self.model = model
         self.constants = dict(initializers)
         self.nodes = list(model.graph.node)
-        self.folded: set[int] = set()
         for node in self.nodes:
             inputs = [self.constants[name] for name in node.input if name in self.constants]
             if len(inputs) == len(node.input) and (value := _fold(node, inputs)) is not None:
                 self.constants[node.output[0]] = value
-                self.folded.add(id(node))
-        self.maker = {name: node for node in self.nodes for name in node.output}
-        self.readers: dict[str, list[Any]] = {}
-        for node in self.nodes:
-            for name in node.input:
-                self.readers.setdefault(name, []).append(node)
+        self.makers = {name: node for node in self.nodes for name in node.output}
+        self.made = {name for node in self.nodes for name in node.output if _LAYER.fullmatch(name)}
+        self.given = {value.name for value in model.graph.input}
         self.strange: list[Finding] = []
 
     def file(self) -> File:
-        working = [node for node in self.nodes if id(node) not in self.folded]
-        layers = tuple(layer for node in working if (layer := self.layer(node)) is not None)
-        known = {id(node) for layer in layers for node in layer.nodes} | self.folded
+        outputs = [name for node in self.nodes for name in node.output if name in self.made]
+        layers = tuple(self.layer(name) for name in outputs)
+        known = {id(node) for layer in layers for node in layer.nodes}
         for node in self.nodes:
             if id(node) not in known and not self.is_final(node):
-                self.say(node, "node", "no such node", f"{node.op_type} {node.output[0]!r}")
+                found = Finding(
+                    node.name or node.output[0], "node", "no such node", f"{node.op_type} {node.output[0]!r}"
+                )
+                self.strange.append(found)
         if self.model.functions or any(node.domain for node in self.nodes):
             self.strange.append(Finding("", "operators", "standard ONNX operators only", "functions or another domain"))
         return File(self.model, layers, self.constants, tuple(self.strange))
-
-    def say(self, node: Any, what: str, expected: str, got: str) -> None:
-        self.strange.append(Finding(node.name or node.output[0], what, expected, got))
 
     def is_final(self, node: Any) -> bool:
         """Whether this is the dequantization of the network's output."""
         outputs = {value.name for value in self.model.graph.output}
         return node.op_type == "DequantizeLinear" and node.output[0] in outputs
 
-    def layer(self, node: Any) -> Layer | None:
-        inputs = {value.name for value in self.model.graph.input}
-        if node.op_type == "QuantizeLinear" and node.input[0] in inputs:
-            return self.behind(node, node, [node], (node.input[0],))
-        if node.op_type in _ON_INTEGERS and (node.op_type != "Clip" or node.name):
-            return Layer(node, (node,), (node.input[0],), node.output[0])
-        if node.op_type in _WORKERS:
-            return self.quantized(node)
-        return None
-
-    def quantized(self, node: Any) -> Layer | None:
-        """A layer on dequantized inputs, with the quantization behind it."""
-        before = [maker for name in node.input if (maker := self.maker.get(name)) is not None]
-        readers = self.readers.get(node.output[0], [])
-        if len(readers) != 1 or readers[0].op_type != "QuantizeLinear":
-            got = ", ".join(reader.op_type for reader in readers) or "nothing"
-            self.say(node, "what reads its output", "one QuantizeLinear", got)
-            return None
-        for maker in before:
-            if maker.op_type != "DequantizeLinear":
-                self.say(node, "an input", "a DequantizeLinear", maker.op_type)
-                return None
-        read = tuple(maker.input[0] for maker in before if maker.input[0] not in self.constants)
-        parts = [part for maker in before for part in self.sources(maker)]
-        return self.behind(node, readers[0], [*parts, *before, node, readers[0]], read)
-
-    def sources(self, node: Any) -> list[Any]:
-        """The folded nodes that a node depends on, in execution order."""
-        makers = [self.maker[name] for name in node.input if name in self.maker and id(self.maker[name]) in self.folded]
-        return [part for maker in makers for part in [*self.sources(maker), maker]]
-
-    def behind(self, node: Any, quantize: Any, nodes: list[Any], inputs: tuple[str, ...]) -> Layer:
-        """Adds the clip of the layer's own range, where the file has one."""
-        readers = self.readers.get(quantize.output[0], [])
-        if len(readers) == 1 and readers[0].op_type == "Clip" and not readers[0].name:
-            nodes = [*nodes, readers[0]]
-        return Layer(node, tuple(nodes), inputs, nodes[-1].output[0])
+    def layer(self, output: str) -> Layer:
+        """Everything that the layer's tensor is made of, up to other layers' tensors."""
+        part: dict[int, Any] = {}
+        read: dict[str, None] = {}
+        left = [output]
+        while left:
+            name = left.pop()
+            if name in self.given or (name in self.made and name != output):
+                read[name] = None
+            elif name in self.makers and id(self.makers[name]) not in part:
+                part[id(self.makers[name])] = self.makers[name]
+                left.extend(reversed(self.makers[name].input))
+        nodes = tuple(node for node in self.nodes if id(node) in part)
+        return Layer(next((node for node in nodes if node.name), nodes[-1]), nodes, tuple(read), output)
 
 
 # -- comparison -------------------------------------------------------------------------------------------------------
-
-_KINDS: Mapping[type[Op], tuple[str, ...]] = {
-    Input: ("QuantizeLinear",),
-    Conv: ("Conv",),
-    Linear: ("Gemm",),
-    Add: ("Add",),
-    AvgPool: ("GlobalAveragePool", "Conv"),
-    MaxPool: ("MaxPool",),
-    Reshape: ("Flatten", "Reshape"),
-    Clip: ("Clip",),
-    Concat: ("Concat",),
-}
 
 
 def compare(file: File, program: Program) -> tuple[Finding, ...]:
@@ -250,14 +199,22 @@ def compare(file: File, program: Program) -> tuple[Finding, ...]:
     if len(file.layers) != len(program.ops):
         found.append(Finding("", "the number of layers", str(len(program.ops)), str(len(file.layers))))
         return tuple(found)
-    names: dict[str, str] = {}
+    makers = {name: node for node in file.model.graph.node for name in node.output}
+    names = {"input": next((value.name for value in file.model.graph.input), "")}
+    # The network's input is no tensor of the program: only its quantized form is, whatever it is called.
     for op, layer in zip(program.ops, file.layers, strict=True):
-        found += _Comparison(file, program, op, layer, names).run()
+        match = Match(op.path, makers, file.constants, names)
+        wanted = expected(op, program)
+        if wanted is None:
+            match.say("operator", "one that a file can hold", type(op).__name__)
+        else:
+            match.part(layer.output, wanted)
+        found += match.found
         names[op.output.name] = layer.output
-    return tuple(found + _compare_ends(file, program))
+    return tuple(found + _compare_ends(file, program, makers))
 
 
-def _compare_ends(file: File, program: Program) -> list[Finding]:
+def _compare_ends(file: File, program: Program, makers: Mapping[str, Any]) -> list[Finding]:
     """The graph's outputs: the final integers, and their dequantization."""
     tensor = program.output
     final = file.layers[-1].output
@@ -266,163 +223,10 @@ def _compare_ends(file: File, program: Program) -> list[Finding]:
     if len(last) != 1 or last[0].input[0] != final or outputs != {final, last[0].output[0]}:
         wanted = "the final integers and their dequantization"
         return [Finding("", "the graph's outputs", wanted, ", ".join(sorted(outputs)))]
-    check = _Comparison(file, program, program.ops[-1], file.layers[-1], {})
-    check.same_parameters(last[0], tensor, "dequantized output")
-    return check.found
-
-
-class _Comparison:
-    """One layer of the file against one operation of the program."""
-
-    def __init__(self, file: File, program: Program, op: Op, layer: Layer, names: Mapping[str, str]) -> None:
-        self.file, self.program, self.op, self.layer, self.names = file, program, op, layer, names
-        self.found: list[Finding] = []
-
-    def run(self) -> list[Finding]:
-        kinds = _KINDS.get(type(self.op), ())
-        if self.layer.node.op_type not in kinds:
-            self.say("operator", " or ".join(kinds), self.layer.node.op_type)
-            return self.found
-        if not isinstance(self.op, Input):
-            wanted = tuple(self.names.get(name, "?") for name in self.op.inputs)
-            self.same("inputs", wanted, self.layer.inputs)
-            self.dequantizers()
-        if not isinstance(self.op, MaxPool | Reshape | Clip):
-            self.same_parameters(self.quantizer(), self.op.output, "output")
-        self.range()
-        self.details()
-        return self.found
-
-    def say(self, what: str, expected: object, got: object) -> None:
-        self.found.append(Finding(self.op.path, what, str(expected), str(got)))
-
-    def same(self, what: str, expected: object, got: object) -> None:
-        if expected != got:
-            self.say(what, expected, got)
-
-    def constant(self, name: str) -> NDArray[Any] | None:
-        return self.file.constants.get(name)
-
-    def array(self, what: str, name: str, expected: NDArray[Any]) -> None:
-        """Type, shape and every bit equal; names the first element that differs."""
-        got = self.constant(name)
-        if got is None:
-            self.say(what, "a constant", f"the tensor {name!r}")
-        elif got.dtype != expected.dtype or got.shape != expected.shape:
-            self.say(what, f"{expected.dtype} {expected.shape}", f"{got.dtype} {got.shape}")
-        elif got.tobytes() != expected.tobytes():
-            differs = np.argwhere(got.reshape(-1) != expected.reshape(-1)).reshape(-1)
-            where = np.unravel_index(int(differs[0]) if len(differs) else 0, got.shape)
-            place = f"[{', '.join(str(int(i)) for i in where)}]" if got.ndim else ""
-            self.say(f"{what}{place}", repr(expected[where].item()), f"{got[where].item()!r} ({len(differs)} differ)")
-
-    def same_parameters(self, node: Any, tensor: Tensor, what: str) -> None:
-        """Scale and zero-point of a quantizing or dequantizing node."""
-        self.array(f"{what} scale", node.input[1], np.array(tensor.scale, np.float32))
-        zero = node.input[2] if len(node.input) > 2 else ""
-        self.array(f"{what} zero-point", zero, np.array(tensor.zero_point, np.uint8))
-
-    def quantizer(self) -> Any:
-        return next(node for node in reversed(self.layer.nodes) if node.op_type == "QuantizeLinear")
-
-    def dequantizers(self) -> None:
-        for node in self.layer.nodes:
-            if node.op_type == "DequantizeLinear" and node.input[0] in self.layer.inputs:
-                for name in self.op.inputs:
-                    if self.names.get(name) == node.input[0]:
-                        self.same_parameters(node, self.program.tensor(name), f"input {name!r}")
-
-    def range(self) -> None:
-        """The clip on the integers: with these bounds, and there wherever the range is narrower than the container."""
-        tensor, node = self.op.output, self.layer.nodes[-1]
-        if isinstance(self.op, MaxPool | Reshape):
-            return
-        if node.op_type == "Clip":
-            for what, name, bound in zip(("low", "high"), node.input[1:], (tensor.low, tensor.high), strict=False):
-                self.array(f"clip {what}", name, np.array(bound, np.uint8))
-            self.same("clip bounds", 2, len([name for name in node.input[1:] if name]))
-        elif (tensor.low, tensor.high) != (0, 255):
-            self.say("clip", f"[{tensor.low}, {tensor.high}]", "missing")
-
-    def details(self) -> None:
-        match self.op:
-            case Linear():
-                self.affine(self.op)
-            case AvgPool() if self.layer.node.op_type == "Conv":
-                self.average(self.op)
-            case AvgPool():
-                self.same("kernel", self.op.kernel, self.program.tensor(self.op.inputs[0]).shape[1:])
-            case MaxPool():
-                self.window(self.op.kernel, self.op.stride, self.op.padding)
-            case Reshape():
-                self.reshape(self.op)
-            case Concat():
-                self.attributes({"axis": 1})
-            case _:
-                self.attributes({})
-
-    def attributes(self, wanted: Mapping[str, object], defaults: Mapping[str, object] | None = None) -> None:
-        """The node's attributes are exactly ``wanted``, where one that is absent counts as its default."""
-        onnx = require("onnx")
-        values = ((item.name, onnx.helper.get_attribute_value(item)) for item in self.layer.node.attribute)
-        got = {name: tuple(value) if isinstance(value, list) else value for name, value in values}
-        defaults = defaults or {}
-        for name in sorted({*wanted, *got}):
-            expected = wanted.get(name, defaults.get(name))
-            self.same(name, expected, got.get(name, defaults.get(name)))
-
-    def window(
-        self,
-        kernel: tuple[int, ...],
-        stride: tuple[int, int],
-        padding: tuple[int, int],
-        dilation: tuple[int, int] = (1, 1),
-        groups: int = 1,
-    ) -> None:
-        defaults = {"strides": (1, 1), "pads": (0, 0, 0, 0), "dilations": (1, 1), "group": 1}
-        defaults |= {"auto_pad": b"NOTSET", "ceil_mode": 0, "storage_order": 0, "kernel_shape": kernel}
-        self.attributes({"strides": stride, "pads": padding * 2, "dilations": dilation, "group": groups}, defaults)
-
-    def parameters(self) -> list[Any]:
-        """The nodes that dequantize weight and bias; a parameter that is not dequantized is ``None``."""
-        maker = {name: node for node in self.layer.nodes for name in node.output}
-        return [maker.get(name) for name in self.layer.node.input[1:]]
-
-    def affine(self, op: Linear) -> None:
-        grid = np.float32(self.program.tensor(op.inputs[0]).scale) * op.weight_scale
-        made = self.parameters()
-        if len(made) != 2 or None in made:
-            self.say("weight and bias", "int8 and int32 with their scales", "a float, or missing")
-            return
-        self.parameter("weight", made[0], op.used.astype(np.int8), op.weight_scale)
-        self.parameter("bias", made[1], op.bias, grid)
-        if isinstance(op, Conv):
-            self.window(op.weight.shape[2:], op.stride, op.padding, op.dilation, op.groups)
-        else:
-            self.attributes({"transB": 1}, {"alpha": 1.0, "beta": 1.0, "transA": 0})
-
-    def parameter(self, what: str, node: Any, value: NDArray[Any], scale: NDArray[np.float32]) -> None:
-        self.array(what, node.input[0], value)
-        self.array(f"{what} scale", node.input[1], scale)
-        if len(node.input) > 2:
-            self.array(f"{what} zero-point", node.input[2], np.zeros(len(scale), value.dtype))
-        axes = [item.i for item in node.attribute if item.name == "axis"]
-        self.same(f"{what} axis", [0], axes)
-
-    def average(self, op: AvgPool) -> None:
-        channels = op.output.shape[0]
-        share = np.full(channels, np.float32(1) / np.float32(op.kernel[0] * op.kernel[1]), np.float32)
-        made = self.parameters()
-        if len(made) != 1 or made[0] is None:
-            self.say("weight", "int8 ones with their scale", "something else")
-            return
-        self.parameter("weight", made[0], np.ones((channels, 1, *op.kernel), np.int8), share)
-        self.window(op.kernel, op.stride, (0, 0), groups=channels)
-
-    def reshape(self, op: Reshape) -> None:
-        if self.layer.node.op_type == "Flatten":
-            self.same("shape", 1, len(op.output.shape))
-            self.attributes({}, {"axis": 1})
-        else:
-            self.array("shape", self.layer.node.input[1], np.array((0, *op.output.shape), np.int64))
-            self.attributes({}, {"allowzero": 0})
+    match = Match(program.ops[-1].path, makers, file.constants, {tensor.name: final})
+    grid = (
+        Fixed("dequantized output scale", np.array(tensor.scale, np.float32)),
+        Fixed("dequantized output zero-point", np.array(tensor.zero_point, np.uint8)),
+    )
+    match.part(last[0].output[0], Made("DequantizeLinear", (Read(tensor.name), *grid)))
+    return match.found

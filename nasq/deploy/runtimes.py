@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.errors import ArtifactError, InputError, TargetError, choose_from, require
-from nasq.quant.program import Add, AvgPool, Concat, Conv, Linear, Op, Program
+from nasq.quant.program import Add, AvgPool, Concat, Conv, Linear, MatMul, Mul, Op, Program
 from nasq.version import __version__
 
 __all__ = [
@@ -233,6 +233,8 @@ _KINDS: Mapping[str, tuple[type[Op], tuple[str, ...]]] = {
     "sums": (Add, ("QLinearAdd",)),
     "pools": (AvgPool, ("QLinearGlobalAveragePool", "QLinearAveragePool", "QLinearConv")),
     "concats": (Concat, ("QLinearConcat",)),
+    "products": (Mul, ("QLinearMul",)),
+    "matrix products": (MatMul, ("QLinearMatMul",)),
 }
 
 

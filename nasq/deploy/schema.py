@@ -7,23 +7,29 @@
 * ``z0, z1, ...``: uint8 ``[out]``, only of layers with asymmetric weights, whose ``weight`` then says ``zeros``: the
   zero-points, counted from the smallest integer ``-2^(bits - 1)``; the number is the layer's, as in ``w0``;
 * ``scales`` (fp32), ``biases`` (int32) and, only where one is not zero, ``shifts`` (uint8): those of all layers one
-  behind the other; a layer's part begins at its ``first`` and has one entry per output channel.
+  behind the other; a layer's part begins at its ``first`` and has one entry per output channel;
+* ``a0, a1, ...``: the arrays of other operations (tables, constants, gains) in order, flat.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from dataclasses import MISSING, Field, fields
+from functools import cache
+from math import prod
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_type_hints
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nasq.deploy.checks import check_program
 from nasq.errors import ArtifactError
+from nasq.quant.operations import KINDS
 from nasq.quant.packing import pack, packed_size, unpack
-from nasq.quant.program import Add, AvgPool, Clip, Concat, Conv, Input, Linear, MaxPool, Op, Program, Reshape, Tensor
+from nasq.quant.program import Linear, Op, Program, Tensor
 
 __all__ = ["SCHEMA", "json_from_program", "program_from_json"]
 
@@ -32,9 +38,9 @@ FORMAT = "nasq-subnet"
 WEIGHTS = "model.safetensors"
 
 Arrays = Mapping[str, NDArray[Any]]
-Size = Annotated[int, Field(ge=0, le=1 << 31)]
-Sizes = Annotated[list[Size], Field(max_length=8)]
-Pair = Annotated[list[Size], Field(min_length=2, max_length=2)]
+Size = Annotated[int, pydantic.Field(ge=0, le=1 << 31)]
+Sizes = Annotated[list[Size], pydantic.Field(max_length=8)]
+Pair = Annotated[list[Size], pydantic.Field(min_length=2, max_length=2)]
 
 
 class _Strict(BaseModel):
@@ -53,12 +59,17 @@ class _Tensor(_Strict):
 
 class _Weight(_Strict):
     tensor: str
-    shape: Annotated[Sizes, Field(min_length=2)]
-    bits: Annotated[int, Field(ge=1, le=8)]
+    shape: Annotated[Sizes, pydantic.Field(min_length=2)]
+    bits: Annotated[int, pydantic.Field(ge=1, le=8)]
     signed: Literal[True]
     axis: Literal[0]
     first: Size
     zeros: str | None = None
+
+
+class _Array(_Strict):
+    tensor: str
+    shape: Annotated[Sizes, pydantic.Field(min_length=1)]
 
 
 class _Op(_Strict):
@@ -67,37 +78,46 @@ class _Op(_Strict):
     output: _Tensor
 
 
-class _Plain(_Op):
-    op: Literal["input", "add", "reshape", "clip", "concat"]
-
-
-class _Linear(_Op):
-    op: Literal["linear"]
+class _Layer(_Op):
     weight: _Weight
     wide: bool
 
 
-class _Conv(_Op):
-    op: Literal["conv"]
-    weight: _Weight
-    wide: bool
-    stride: Pair
-    padding: Pair
-    dilation: Pair
-    groups: Size
+_ARRAYS: dict[Any, type[np.generic]] = {
+    NDArray[np.uint8]: np.uint8, NDArray[np.int32]: np.int32, NDArray[np.float32]: np.float32,
+}  # fmt: skip
+_TYPES: dict[Any, Any] = {int: Size, bool: bool, float: float, tuple[int, int]: Pair, tuple[int, ...]: Sizes}
+_TYPES |= dict.fromkeys(_ARRAYS, _Array)
 
 
-class _AvgPool(_Op):
-    op: Literal["avg_pool"]
-    kernel: Pair
-    stride: Pair
+@cache
+def _own(name: str) -> list[tuple[Field[Any], Any]]:
+    """The fields of an operation that are its own, with their types; those of a layer's weights are stored apart."""
+    kind = KINDS[name]
+    hints = get_type_hints(kind)
+    shared = {field.name for field in fields(Linear if issubclass(kind, Linear) else Op)}
+    return [(field, hints[field.name]) for field in fields(kind) if field.name not in shared]
 
 
-class _MaxPool(_Op):
-    op: Literal["max_pool"]
-    kernel: Pair
-    stride: Pair
-    padding: Pair
+def _name(kind: type[Op]) -> Any:
+    return Literal[kind.kind]
+
+
+def _model(kind: type[Op]) -> type[BaseModel]:
+    """What an operation's entry in ``subnet.json`` looks like: its own fields beside those of every operation."""
+    own: dict[str, Any] = {
+        field.name: (_TYPES[hint], ... if field.default is MISSING else field.default)
+        for field, hint in _own(kind.kind)
+    }
+    # Defaults are tuples, as the program has them: they are not checked, which a strict list would refuse.
+    base = _Layer if issubclass(kind, Linear) else _Op
+    return pydantic.create_model(f"_{kind.__name__}", __base__=base, op=(_name(kind), ...), **own)
+
+
+if TYPE_CHECKING:
+    _AnyOp = Any
+else:
+    _AnyOp = Annotated[Union[tuple(map(_model, KINDS.values()))], pydantic.Field(discriminator="op")]  # noqa: UP007
 
 
 class _Places(_Strict):
@@ -109,27 +129,12 @@ class _Places(_Strict):
 
 class _Document(_Strict):
     format: Literal["nasq-subnet"]
-    schema_: Annotated[int, Field(alias="schema")]
+    schema_: Annotated[int, pydantic.Field(alias="schema")]
     target: str
     add: Literal["both", "one"]
     meta: dict[str, Any]
     weights: _Places
-    ops: list[Annotated[_Plain | _Linear | _Conv | _AvgPool | _MaxPool, Field(discriminator="op")]]
-
-
-_KINDS: dict[str, type[Op]] = {
-    "input": Input,
-    "conv": Conv,
-    "linear": Linear,
-    "add": Add,
-    "avg_pool": AvgPool,
-    "max_pool": MaxPool,
-    "reshape": Reshape,
-    "clip": Clip,
-    "concat": Concat,
-}
-_NAMES = {kind: name for name, kind in _KINDS.items()}
-_PAIRS = ("kernel", "stride", "padding", "dilation")
+    ops: list[_AnyOp]
 
 
 def json_from_program(program: Program) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -143,7 +148,7 @@ def json_from_program(program: Program) -> tuple[dict[str, Any], dict[str, NDArr
     ops, first = [], 0
     layers: list[Linear] = []
     for op in program.ops:
-        entry = _entry(op)
+        entry = _entry(op, arrays)
         if isinstance(op, Linear):
             entry["weight"] = _weight_entry(op, f"w{len(layers)}", first)
             arrays[f"w{len(layers)}"] = pack(op.weight, op.weight_bits)
@@ -185,18 +190,22 @@ def program_from_json(document: object, arrays: Arrays) -> Program:
     return program
 
 
-def _entry(op: Op) -> dict[str, Any]:
-    """Everything but the arrays, in plain Python numbers."""
+def _entry(op: Op, arrays: dict[str, NDArray[Any]]) -> dict[str, Any]:
+    """Everything in plain Python numbers; the arrays go to ``arrays``, but for a layer's weights."""
     made = op.output
-    entry: dict[str, Any] = {"op": _NAMES[type(op)], "path": op.path, "inputs": list(op.inputs)}
+    entry: dict[str, Any] = {"op": op.kind, "path": op.path, "inputs": list(op.inputs)}
     integers = {name: int(getattr(made, name)) for name in ("zero_point", "low", "high", "bits")}
     entry["output"] = {"name": made.name, "shape": [int(size) for size in made.shape], "scale": float(made.scale)}
     entry["output"] |= integers
-    entry |= {name: [int(size) for size in getattr(op, name)] for name in _PAIRS if hasattr(op, name)}
     if isinstance(op, Linear):
         entry["wide"] = bool(op.wide)
-    if isinstance(op, Conv):
-        entry["groups"] = int(op.groups)
+    for field, _ in _own(op.kind):
+        value = getattr(op, field.name)
+        if isinstance(value, np.ndarray):
+            name = f"a{sum(name[0] == 'a' for name in arrays)}"
+            arrays[name] = value.reshape(-1)
+            value = {"tensor": name, "shape": list(value.shape)}
+        entry[field.name] = [int(size) for size in value] if isinstance(value, tuple) else value
     return entry
 
 
@@ -237,7 +246,7 @@ def _first(error: ValidationError) -> str:
     if found["type"] == "extra_forbidden":
         return f"unknown key {place!r}. It is corrupt, or of a version that this nasq does not know."
     if found["type"] == "union_tag_invalid":
-        return f"{place}: unknown operation {found['ctx']['tag']!r}. Allowed: {', '.join(_KINDS)}."
+        return f"{place}: unknown operation {found['ctx']['tag']!r}. Allowed: {', '.join(KINDS)}."
     given = repr(found["input"])
     return (
         f"{place}: {found['msg'][0].lower()}{found['msg'][1:]}; given: {given[:60]}{'...' if len(given) > 60 else ''}"
@@ -247,9 +256,9 @@ def _first(error: ValidationError) -> str:
 def _check_arrays(document: _Document, arrays: Arrays) -> int:
     """Compares the arrays with what the document says; returns the number of output channels of all layers."""
     wanted: dict[str, tuple[type[np.generic], int]] = {}
-    layers = total = 0
+    layers = total = others = 0
     for entry in document.ops:
-        if isinstance(entry, _Linear | _Conv):
+        if isinstance(entry, _Layer):
             weight = entry.weight
             if weight.tensor != f"w{layers}" or weight.first != total or weight.zeros not in (None, f"z{layers}"):
                 raise ArtifactError(
@@ -261,6 +270,13 @@ def _check_arrays(document: _Document, arrays: Arrays) -> int:
             if weight.zeros is not None:
                 wanted[weight.zeros] = (np.uint8, weight.shape[0])
             layers, total = layers + 1, total + weight.shape[0]
+        for place, dtype in _places(entry):
+            if place.tensor != f"a{others}":
+                raise ArtifactError(
+                    f"{entry.output.name!r} has an array at {place.tensor!r}; in order it is at 'a{others}'."
+                )
+            wanted[place.tensor] = (dtype, prod(place.shape))
+            others += 1
     wanted |= {"scales": (np.float32, total), "biases": (np.int32, total)}
     if document.weights.shifts:
         wanted["shifts"] = (np.uint8, total)
@@ -276,30 +292,43 @@ def _check_arrays(document: _Document, arrays: Arrays) -> int:
     return total
 
 
+def _places(entry: Any) -> list[tuple[_Array, type[np.generic]]]:
+    """Where an entry's arrays are, but for a layer's weights, and what they hold."""
+    own = ((getattr(entry, field.name), hint) for field, hint in _own(entry.op))
+    return [(value, _ARRAYS[hint]) for value, hint in own if isinstance(value, _Array)]
+
+
 def _op(entry: Any, arrays: Arrays, shifts: NDArray[np.uint8]) -> Op:
     made = entry.output
     output = Tensor(made.name, tuple(made.shape), made.scale, made.zero_point, made.low, made.high, made.bits)
-    fields = {name: tuple(getattr(entry, name)) for name in _PAIRS if hasattr(entry, name)}
-    if isinstance(entry, _Linear | _Conv):
-        fields |= _layer_fields(entry, arrays, shifts)
-    return _KINDS[entry.op](tuple(entry.inputs), output, entry.path, **fields)
+    own = {field.name: _value(getattr(entry, field.name), arrays) for field, _ in _own(entry.op)}
+    if isinstance(entry, _Layer):
+        own |= _layer_fields(entry, arrays, shifts)
+    return KINDS[entry.op](tuple(entry.inputs), output, entry.path, **own)
 
 
-def _layer_fields(entry: _Linear | _Conv, arrays: Arrays, shifts: NDArray[np.uint8]) -> dict[str, Any]:
+def _value(value: Any, arrays: Arrays) -> Any:
+    if isinstance(value, _Array):
+        return arrays[value.tensor].reshape(value.shape)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _layer_fields(entry: _Layer, arrays: Arrays, shifts: NDArray[np.uint8]) -> dict[str, Any]:
     weight = entry.weight
     part = slice(weight.first, weight.first + weight.shape[0])
     try:
         values = unpack(arrays[weight.tensor], weight.shape, weight.bits)
     except ArtifactError as error:
         raise ArtifactError(f"the weights of {entry.output.name!r} ({weight.tensor!r}): {error}") from error
-    fields = {"weight": values, "weight_bits": weight.bits, "wide": entry.wide}
+    found = {"weight": values, "weight_bits": weight.bits, "wide": entry.wide}
     if weight.zeros is not None:
-        fields["weight_zero"] = _zeros(entry, arrays[weight.zeros])
-    fields |= {"weight_scale": arrays["scales"][part], "bias": arrays["biases"][part], "shift": shifts[part]}
-    return fields | ({"groups": entry.groups} if isinstance(entry, _Conv) else {})
+        found["weight_zero"] = _zeros(entry, arrays[weight.zeros])
+    return found | {
+        "weight_scale": arrays["scales"][part], "bias": arrays["biases"][part], "shift": shifts[part],
+    }  # fmt: skip
 
 
-def _zeros(entry: _Linear | _Conv, stored: NDArray[np.uint8]) -> NDArray[np.int8]:
+def _zeros(entry: _Layer, stored: NDArray[np.uint8]) -> NDArray[np.int8]:
     bits = entry.weight.bits
     if int(stored.max(initial=0)) >= 1 << bits:
         raise ArtifactError(

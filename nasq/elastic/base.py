@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from nasq.errors import InputError
 from nasq.space import Choice, Expression, Option, choices_of, value_of
@@ -26,7 +26,10 @@ __all__ = [
     "evaluating",
     "extract",
     "share_active",
+    "share_mixture",
 ]
+
+_T = TypeVar("_T")
 
 Size = int | Expression
 Condition = tuple[tuple[str, frozenset[Option]], ...]
@@ -42,6 +45,7 @@ class ElasticModule(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.active: dict[str, Option] = {}
+        self.mixture: dict[str, Tensor] = {}
         self.own_choices: tuple[Choice, ...] = ()
 
     def holds(self, *sizes: Size) -> None:
@@ -69,6 +73,19 @@ class ElasticModule(nn.Module):
         """The active option of ``choice``."""
         return self.active.get(choice.name, choice.default)
 
+    def misfit(self, x: Tensor, dim: int, what: str, size: int) -> None:
+        """Raises where an input that an operation just refused has another size than the layer takes.
+
+        Raises:
+            InputError: Says both sizes.
+        """
+        given = x.shape[dim] if -x.ndim <= dim < x.ndim else 0
+        if given != size:
+            raise InputError(
+                f"a {type(self).__name__} takes {size} {what}, and its input of shape {list(x.shape)} has {given}. Give "
+                "inputs of the size that the network was built for, or give both layers the same choice or expression."
+            )
+
     def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """The plain torch module of the active options, with its own copy of the weights.
 
@@ -86,7 +103,8 @@ class Container(ElasticModule):
     """An elastic module that only decides which of its parts run on its input.
 
     Attributes:
-        layout: ``"parallel"``: the parts are alternatives that see the same input and one of them runs;
+        layout: ``"parallel"``: the parts are alternatives that see the same input (see :meth:`inputs_of`) and one of them
+            runs;
             ``"chain"``: the parts run one after the other and some at the end may be left out.
     """
 
@@ -104,12 +122,48 @@ class Container(ElasticModule):
         """A container of the same kind and choices around other parts, in the order of :meth:`parts`."""
         raise NotImplementedError
 
+    def inputs_of(self, index: int, inputs: Sequence[_T]) -> Sequence[_T]:
+        """Which of the container's inputs a part sees; for ``"parallel"`` ones."""
+        return inputs
+
+    def mixed(self, weights: Tensor, outputs: Sequence[Callable[[], Any]]) -> Any:
+        """The weighted sum of the parts' outputs under a mixture of the container's choice.
+
+        A part's weight is the sum of those of the options in which it runs; a part of weight 0 that no gradient flows to
+        is not computed.
+
+        Args:
+            weights: One per option of the choice, ``[options]``.
+            outputs: Computes the output of each part.
+        """
+        (choice,) = self.own_choices
+        total: Any = None
+        for index, output in enumerate(outputs):
+            names = dict(self.condition(index)).get(choice.name, frozenset())
+            places = [place for place, option in enumerate(choice.options) if option in names]
+            weight = weights[places].sum()
+            if not weights.requires_grad and not weight:
+                continue
+            value = weight * output()
+            total = value if total is None else total + value
+        if total is None:
+            raise InputError(f"the mixture of {choice.name!r} has only zeros. Give one weight that is not.")
+        return total
+
 
 def elastic_modules(root: nn.Module) -> Iterator[tuple[str, ElasticModule]]:
     """Every elastic module below ``root`` with its path, once each."""
     for path, module in root.named_modules():
         if isinstance(module, ElasticModule):
             yield path, module
+
+
+def share_mixture(root: nn.Module) -> dict[str, Tensor]:
+    """Makes all elastic modules below ``root`` read one mapping of mixtures (see :meth:`Supernet.mix`), and returns it."""
+    mixture: dict[str, Tensor] = {}
+    for _, module in elastic_modules(root):
+        module.mixture = mixture
+    return mixture
 
 
 def share_active(root: nn.Module) -> dict[str, Option]:

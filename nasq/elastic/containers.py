@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -44,7 +45,10 @@ class OneOf(Container):
             self.branches[key] = given[option]
 
     def forward(self, *inputs: Any) -> Any:
-        """Runs the active branch."""
+        """Runs the active branch, or all of them in a mixture."""
+        weights = self.mixture.get(self.choice.name)
+        if weights is not None:
+            return self.mixed(weights, [partial(branch, *inputs) for branch in self.branches.values()])
         return self.branches[self._keys[self.option(self.choice)]](*inputs)
 
     def parts(self) -> list[tuple[str, nn.Module]]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq.elastic.base import ElasticModule, Size
+from nasq.elastic.segments import Segments, active_part
+from nasq.elastic.transform import KernelTransforms
 from nasq.errors import InputError
 from nasq.space import Choice, maximum_of_size
 
@@ -39,16 +41,19 @@ class Conv2d(ElasticModule):
     """A 2-d convolution whose channels, kernel, stride and groups may be choices.
 
     A smaller convolution uses the first output channels, the first input channels of each group and the centre of the
-    kernel of the shared weight (Once-for-All, without its kernel transforms).
+    kernel of the shared weight, or with ``kernel_transform`` what learned matrices make of the centre (Once-for-All).
 
     Args:
-        in_channels, out_channels: Sizes: an int, a choice, or an expression of choices.
+        in_channels, out_channels: Sizes: an int, a choice, or an expression of choices (:class:`Segments` for what is
+            concatenated).
         kernel_size: Odd size(s); the kernel is square.
         stride: Size; equal in both directions.
         padding: ``"same"`` (``dilation * (kernel - 1) / 2`` of the active kernel) or a fixed int, in pixels.
         dilation: A fixed int.
         groups: Size. ``groups=in_channels`` makes a depthwise convolution.
         bias: Whether a bias is added.
+        kernel_transform: Whether smaller kernels are learned transforms of the next larger one
+            (:class:`~nasq.elastic.transform.KernelTransforms`), not its plain centre; the kernel has to be a choice.
 
     Shape:
         ``[N, in_channels, H, W]`` to ``[N, out_channels, H', W']``.
@@ -68,6 +73,7 @@ class Conv2d(ElasticModule):
         dilation: int = 1,
         groups: Size = 1,
         bias: bool = True,
+        kernel_transform: bool = False,
     ) -> None:
         super().__init__()
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel_size
@@ -75,11 +81,14 @@ class Conv2d(ElasticModule):
         self.padding: Literal["same"] | int = padding
         self.holds(in_channels, out_channels, kernel_size, stride, groups)
         self._refuse_impossible()
-        per_group = in_channels // groups
+        # The channels that one kernel reads. Many choices make the quotient of equal sizes hard to bound.
+        one = self.groups == self.in_channels
+        self.per_group: Size = 1 if one else self.in_channels if self.groups == 1 else self.in_channels // self.groups
         kernel = maximum_of_size(kernel_size)
-        shape = (maximum_of_size(out_channels), maximum_of_size(per_group), kernel, kernel)
+        shape = (maximum_of_size(out_channels), maximum_of_size(self.per_group), kernel, kernel)
         self.weight = nn.Parameter(torch.empty(shape))
         self.bias = nn.Parameter(torch.empty(shape[0])) if bias else None
+        self.transforms = KernelTransforms(kernel_size) if kernel_transform else None
         self.reset_parameters()
 
     def _refuse_impossible(self) -> None:
@@ -90,6 +99,11 @@ class Conv2d(ElasticModule):
         for option in kernel.options if isinstance(kernel, Choice) else (kernel,):
             if padding == "same" and isinstance(option, int) and option % 2 == 0:
                 raise _even(option)
+        if isinstance(self.in_channels, Segments) and self.groups not in (1, self.in_channels):
+            raise InputError(
+                f"a convolution reads the concatenation {self.in_channels} in {self.groups} groups, which would cut across "
+                "its segments. Use one group, or groups=in_channels (depthwise)."
+            )
         for channels in (self.in_channels, self.out_channels):
             if isinstance(channels, int) and isinstance(self.groups, int) and channels % self.groups:
                 raise InputError(
@@ -113,13 +127,17 @@ class Conv2d(ElasticModule):
                 f"a convolution has {in_channels} input and {out} output channels, which {groups} groups do not divide. "
                 "Change the options of its width or of its groups."
             )
+        rows = active_part(self.weight, 0, self.out_channels, self.value)
+        weight = active_part(rows, 1, self.per_group, self.value)
+        if self.transforms is not None:
+            return self.transforms.of(weight, kernel).contiguous()
         cut = (self.weight.shape[2] - kernel) // 2
         stop = cut + kernel
-        return self.weight[:out, : in_channels // groups, cut:stop, cut:stop].contiguous()
+        return weight[..., cut:stop, cut:stop].contiguous()
 
     def active_bias(self) -> Tensor | None:
         """The active slice ``[out]`` of the bias."""
-        return None if self.bias is None else self.bias[: self.value(self.out_channels)].contiguous()
+        return None if self.bias is None else active_part(self.bias, 0, self.out_channels, self.value).contiguous()
 
     def geometry(self) -> dict[str, int]:
         """Active stride, padding, dilation and groups, as torch's functional convolution takes them."""
@@ -136,7 +154,11 @@ class Conv2d(ElasticModule):
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Convolves with the active slice."""
-        return F.conv2d(x_NCHW, self.active_weight(), self.active_bias(), **self.geometry())
+        try:
+            return F.conv2d(x_NCHW, self.active_weight(), self.active_bias(), **self.geometry())
+        except RuntimeError:
+            self.misfit(x_NCHW, 1, "input channels", self.value(self.in_channels))
+            raise
 
     def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """The active :class:`torch.nn.Conv2d`."""

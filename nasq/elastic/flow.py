@@ -1,74 +1,26 @@
 """Sizes of every tensor of a network for many subnets at once.
 
 A :class:`Flow` walks a traced graph with arrays instead of numbers: the channels, height and width that each tensor has
-in subnet 0, 1, 2, ... It is how sizes are checked when a space is built, and what the cost model counts on.
+in subnet 0, 1, 2, ... It is how sizes are checked when a space is built, and what the cost model counts on. What each
+kind of operation does to sizes stands in :mod:`nasq.elastic.rules`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
+import nasq.elastic.shape_rules  # noqa: F401 - registers its rules
 from nasq.elastic.base import Condition, Container, Size
-from nasq.elastic.conv import Conv2d
 from nasq.elastic.graph import Graph, Node, disagreement
-from nasq.elastic.linear import Linear
-from nasq.elastic.norm import BatchNorm2d
+from nasq.elastic.rules import Bools, Ints, Sized, makes_its_output, size_rule
 from nasq.errors import InputError
 from nasq.space import SearchSpace, values_of
 
-__all__ = ["Flow", "Ints", "Sized", "check_sizes", "conv_geometry"]
-
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-
-
-@dataclass(frozen=True)
-class Sized:
-    """A tensor in ``n`` subnets.
-
-    Attributes:
-        dims: One int64 array ``[n]`` per dimension behind the batch: ``(C, H, W)`` or ``(features,)``.
-        bits: Bit-width of its values, ``[n]`` (32: float).
-        source: Path of the layer that made it, for messages.
-    """
-
-    dims: tuple[Ints, ...]
-    bits: Ints
-    source: str
-
-    @property
-    def numel(self) -> Ints:
-        """Number of elements per image."""
-        return np.asarray(np.prod(np.stack(self.dims), axis=0))
-
-
-def conv_geometry(module: nn.Module, flow: Flow) -> dict[str, Any]:
-    """Sizes of an elastic or plain convolution: in, out, kernel (h, w), stride, padding (both sides), dilation, groups."""
-    if isinstance(module, Conv2d):
-        kernel = flow.lookup(module.kernel_size)
-        padding = module.dilation * (kernel - 1) if module.padding == "same" else 2 * module.padding
-        stride = flow.lookup(module.stride)
-        return {
-            "in": flow.lookup(module.in_channels), "out": flow.lookup(module.out_channels), "kernel": (kernel, kernel),
-            "stride": (stride, stride), "padding": (padding, padding), "dilation": (module.dilation, module.dilation),
-            "groups": flow.lookup(module.groups),
-        }  # fmt: skip
-    assert isinstance(module, nn.Conv2d)
-    if isinstance(module.padding, str):
-        reach = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        both = reach if module.padding == "same" else [0, 0]
-    else:
-        both = [2 * pixels for pixels in module.padding]
-    return {
-        "in": module.in_channels, "out": module.out_channels, "kernel": module.kernel_size, "stride": module.stride,
-        "padding": both, "dilation": module.dilation, "groups": module.groups,
-    }  # fmt: skip
+__all__ = ["Flow", "check_sizes", "example_inputs"]
 
 
 class Flow:
@@ -81,15 +33,15 @@ class Flow:
         self.space, self.rows = space, rows
         self.count = len(rows)
         self._column = {name: index for index, name in enumerate(space.names)}
-        self._sizes: dict[int, Ints] = {}
+        self._sizes: dict[int, tuple[Size, Ints]] = {}
 
     def lookup(self, size: Size) -> Ints:
         """A size in every subnet."""
         if isinstance(size, int):
             return np.full(self.count, size, dtype=np.int64)
-        if id(size) not in self._sizes:
-            self._sizes[id(size)] = values_of(size, self.space, self.rows)
-        return self._sizes[id(size)]
+        if id(size) not in self._sizes:  # the size is kept as well: its id must stay its own
+            self._sizes[id(size)] = size, values_of(size, self.space, self.rows)
+        return self._sizes[id(size)][1]
 
     def holds(self, condition: Condition) -> Bools:
         """In which subnets a condition holds."""
@@ -127,15 +79,16 @@ class Flow:
         result: Sized | None = inputs[0] if container.layout == "chain" else None
         for index, part in enumerate(node.parts):
             active = self.holds(container.condition(index))
-            chained = [result] if container.layout == "chain" and result is not None else inputs
-            output = self.run(part, chained, running & active)
+            chained = container.layout == "chain" and result is not None
+            seen = [result] if chained and result is not None else list(container.inputs_of(index, inputs))
+            output = self.run(part, seen, running & active)
             result = output if result is None else _choose(active, output, result)
         assert result is not None
         return result
 
     def _sized(self, node: Node, inputs: list[Sized], running: Bools) -> Sized:
-        dims = _RULES.get(node.kind, _unknown)(self, node, inputs, running)
-        source = inputs[0].source if inputs and node.kind not in {"conv", "linear", "add", "concat"} else node.path
+        dims = size_rule(node.kind)(self, node, inputs, running)
+        source = inputs[0].source if inputs and not makes_its_output(node.kind) else node.path
         return Sized(dims, self.bits(node, inputs) if inputs else self.lookup(32), source)
 
     def agree(
@@ -172,89 +125,6 @@ def _choose(mask: Bools, one: Sized, other: Sized) -> Sized:
         return one if mask.all() else other
     dims = tuple(np.where(mask, a, b) for a, b in zip(one.dims, other.dims, strict=True))
     return Sized(dims, np.where(mask, one.bits, other.bits), one.source)
-
-
-def _window(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any = 1) -> Ints:
-    return np.asarray((size + padding - dilation * (kernel - 1) - 1) // stride + 1)
-
-
-def _conv(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    assert node.module is not None
-    sizes = conv_geometry(node.module, flow)
-    channels, *spatial = inputs[0].dims
-    flow.agree(node, "input channels", sizes["in"], inputs[0], channels, running)
-    flow.divide(node, sizes, running)
-    height, width = (
-        _window(spatial[i], sizes["kernel"][i], sizes["stride"][i], sizes["padding"][i], sizes["dilation"][i])
-        for i in (0, 1)
-    )
-    return np.broadcast_to(sizes["out"], (flow.count,)), height, width
-
-
-def _linear(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    module = node.module
-    assert isinstance(module, (Linear, nn.Linear))
-    flow.agree(node, "input features", flow.lookup(module.in_features), inputs[0], inputs[0].dims[-1], running)
-    return (*inputs[0].dims[:-1], flow.lookup(module.out_features))
-
-
-def _norm(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    assert isinstance(node.module, (BatchNorm2d, nn.BatchNorm2d))
-    flow.agree(node, "channels", flow.lookup(node.module.num_features), inputs[0], inputs[0].dims[0], running)
-    return inputs[0].dims
-
-
-def _add(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    for what, one, other in zip(_names(inputs[0]), inputs[0].dims, inputs[1].dims, strict=True):
-        flow.agree(node, what, one, inputs[1], other, running, inputs[0].source)
-    return inputs[0].dims
-
-
-def _names(x: Sized) -> tuple[str, ...]:
-    return ("channels", "rows", "columns") if len(x.dims) == 3 else ("features",) * len(x.dims)
-
-
-def _pool(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    channels, height, width = inputs[0].dims
-    kernel = node.attributes["kernel"]
-    if kernel is None:
-        one = np.ones_like(channels)
-        return (channels,) if node.attributes.get("squeeze") else (channels, one, one)
-    stride, padding = node.attributes["stride"], node.attributes.get("padding", (0, 0))
-    return (
-        channels,
-        _window(height, kernel[0], stride[0], 2 * padding[0]),
-        _window(width, kernel[1], stride[1], 2 * padding[1]),
-    )
-
-
-def _reshape(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    return (inputs[0].numel,)
-
-
-def _concat(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    for other in inputs[1:]:
-        for what, wanted, have in zip(_names(other)[1:], inputs[0].dims[1:], other.dims[1:], strict=True):
-            flow.agree(node, what, wanted, other, have, running, inputs[0].source)
-    return (np.sum(np.stack([x.dims[0] for x in inputs]), axis=0), *inputs[0].dims[1:])
-
-
-def _same(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    return inputs[0].dims
-
-
-def _unknown(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    """An operation without a rule: it has the shape of an input where it has in the example, else the example's."""
-    for source, found in zip(node.inputs, inputs, strict=True):
-        if source.shape == node.shape and (source.inputs or source.kind == "input"):
-            return found.dims
-    return tuple(flow.lookup(size) for size in node.shape)
-
-
-_RULES = {
-    "conv": _conv, "linear": _linear, "norm": _norm, "add": _add, "avg_pool": _pool, "max_pool": _pool,
-    "reshape": _reshape, "concat": _concat, "relu": _same, "relu6": _same, "identity": _same,
-}  # fmt: skip
 
 
 def example_inputs(flow: Flow, graph: Graph) -> list[Sized]:

@@ -28,7 +28,29 @@ Kind = Literal[
     "avg_pool",
     "max_pool",
     "reshape",
+    "slice",
+    "pad",
+    "upsample",
+    "resize",
+    "unary",
+    "mul",
+    "sub",
+    "group_norm",
     "identity",
+    "layer_norm",
+    "softmax",
+    "matmul",
+    "permute",
+    "view",
+    "scale",
+    "parameter",
+    "expand",
+    "select",
+    "mean",
+    "mask",
+    "split_heads",
+    "zero",
+    "relative_position",
     "container",
     "other",
 ]
@@ -80,7 +102,8 @@ class Graph:
             inputs = tuple(memo[id(source)] for source in node.inputs)
             rest = copy.deepcopy((node.module, node.attributes, node.parts), memo)
             memo[id(node)] = Node(node.kind, node.name, node.path, inputs, node.shape, *rest)
-        return Graph([memo[id(node)] for node in self.nodes], memo[id(self.output)])
+        # The graph of an extracted network has no nodes, only an output that stands for nothing.
+        return Graph([memo[id(node)] for node in self.nodes], memo.get(id(self.output), self.output))
 
     @property
     def inputs(self) -> list[Node]:

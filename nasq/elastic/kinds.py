@@ -12,18 +12,19 @@ from torch.nn import functional as F
 
 from nasq.elastic.base import Container
 from nasq.elastic.conv import Conv2d
+from nasq.elastic.functions import function_of_call, function_of_module
 from nasq.elastic.graph import Kind
 from nasq.elastic.linear import Linear
 from nasq.elastic.norm import BatchNorm2d
+from nasq.elastic.pad import PadChannels
+from nasq.elastic.resize import Resize
+from nasq.elastic.slicing import pad_of, slice_of
+from nasq.elastic.token_kinds import Batch, token_call, token_module
 
-__all__ = ["Batch", "Named", "kind_of_call", "kind_of_module"]
+__all__ = ["Batch", "Named", "is_of_timm", "kind_of_call", "kind_of_module"]
 
 Named = tuple[Kind, dict[str, Any]]
 """A kind and the fixed numbers of the operation."""
-
-
-class Batch(int):
-    """The batch dimension of a shape."""
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -33,10 +34,11 @@ def _pair(value: Any) -> tuple[int, int]:
 def _max_pool(
     kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False, **_: Any
 ) -> Named:
-    if _pair(dilation) != (1, 1) or ceil_mode:
+    if _pair(dilation) != (1, 1):
         return "other", {}
     kernel = _pair(kernel_size)
-    return "max_pool", {"kernel": kernel, "stride": _pair(stride or kernel), "padding": _pair(padding)}
+    window = {"kernel": kernel, "stride": _pair(stride or kernel), "padding": _pair(padding)}
+    return "max_pool", window | ({"ceil": True} if ceil_mode else {})
 
 
 def _avg_pool(
@@ -47,10 +49,24 @@ def _avg_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Named:
-    if _pair(padding) != (0, 0) or ceil_mode or divisor_override is not None:
+    if divisor_override is not None:
         return "other", {}
     kernel = _pair(kernel_size)
-    return "avg_pool", {"kernel": kernel, "stride": _pair(stride or kernel)}
+    window: dict[str, Any] = {"kernel": kernel, "stride": _pair(stride or kernel)}
+    if _pair(padding) != (0, 0):
+        window |= {"padding": _pair(padding), "counted": bool(count_include_pad)}
+    return "avg_pool", window | ({"ceil": True} if ceil_mode else {})
+
+
+def _upsample(
+    size: Any = None, scale_factor: Any = None, mode: str = "nearest", align_corners: Any = None, **rest: Any
+) -> Named:
+    if size is not None and mode == "bilinear" and not align_corners and not rest.get("antialias"):
+        return "resize", {"size": _pair(size)}
+    factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
+    if size is not None or mode != "nearest" or any(one is None or one < 1 or one != int(one) for one in factors):
+        return "other", {}
+    return "upsample", {"factor": (int(factors[0]), int(factors[-1]))}
 
 
 def _global_pool(output_size: Any, **_: Any) -> Named:
@@ -60,6 +76,21 @@ def _global_pool(output_size: Any, **_: Any) -> Named:
 def _dropout(p: float = 0.5, training: bool = True, inplace: bool = False) -> Named:
     # Without training=self.training it drops in evaluation as well.
     return ("other", {}) if training else ("identity", {"p": p})
+
+
+def _pad(pad: Any, ndim: int, mode: str = "constant", value: Any = None) -> Named:
+    found = pad_of(pad, mode, value, ndim)
+    return ("other", {}) if found is None else ("pad", found)
+
+
+def _zero(**others: Any) -> Named:
+    return ("other", {}) if others else ("zero", {})
+
+
+def is_of_timm(module: nn.Module, *names: str) -> bool:
+    """Whether ``module`` is one of timm's layers of these class names; timm itself is not imported for it."""
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.startswith("timm.layers.")
 
 
 def kind_of_module(module: nn.Module) -> Named:
@@ -76,19 +107,32 @@ def kind_of_module(module: nn.Module) -> Named:
         return "relu6", {}
     if isinstance(module, nn.ReLU):
         return "relu", {}
-    if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)):
+    if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)) or is_of_timm(module, "DropPath"):
         return "identity", {}
     if isinstance(module, nn.MaxPool2d):
         return _max_pool(module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
     if isinstance(module, nn.AvgPool2d):
         return _avg_pool(
-            module.kernel_size, module.stride, module.padding, module.ceil_mode, True, module.divisor_override
-        )
+            module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad,
+            module.divisor_override,
+        )  # fmt: skip
     if isinstance(module, nn.AdaptiveAvgPool2d):
         return _global_pool(module.output_size)
+    if isinstance(module, PadChannels):
+        return "pad", {}
+    if isinstance(module, (nn.ZeroPad2d, nn.ConstantPad2d)):
+        return _pad(module.padding, 4, "constant", module.value)
+    if isinstance(module, Resize):
+        return "resize", {}
+    if isinstance(module, nn.Upsample):
+        return _upsample(module.size, module.scale_factor, module.mode)
+    if isinstance(module, nn.GroupNorm):
+        return ("group_norm", {}) if module.num_groups == 1 else ("other", {})
+    if (of_elements := function_of_module(module)) is not None:
+        return "unary", of_elements
     if isinstance(module, nn.Flatten):
         return ("reshape", {}) if (module.start_dim, module.end_dim) == (1, -1) else ("other", {})
-    return "other", {}
+    return token_module(module) or ("other", {})
 
 
 _FUNCTIONS: dict[Any, Callable[..., Named] | Kind] = {
@@ -101,10 +145,22 @@ _FUNCTIONS: dict[Any, Callable[..., Named] | Kind] = {
     torch.cat: "concat",
     torch.concat: "concat",
     F.dropout: _dropout,
+    torch.zeros_like: _zero,
     F.max_pool2d: _max_pool,
     torch.max_pool2d: _max_pool,
     F.avg_pool2d: _avg_pool,
     F.adaptive_avg_pool2d: _global_pool,
+    F.interpolate: _upsample,
+    operator.sub: "sub",
+    operator.isub: "sub",
+    torch.sub: "sub",
+    "sub": "sub",
+    "sub_": "sub",
+    operator.mul: "mul",
+    operator.imul: "mul",
+    torch.mul: "mul",
+    "mul": "mul",
+    "mul_": "mul",
     "relu": "relu",
     "relu_": "relu",
     "add": "add",
@@ -137,9 +193,24 @@ def _is_spatial_mean(node: fx.Node, before: Any) -> bool:
     return isinstance(dims, (tuple, list)) and sorted(int(d) % 4 for d in dims if isinstance(d, int)) == [2, 3]
 
 
-def _is_channel_concat(node: fx.Node, after: Any) -> bool:
+def _behind_batch(value: Any) -> tuple[int, ...] | None:
+    return tuple(value.shape[1:]) if isinstance(value, Tensor) else None
+
+
+def _concat(node: fx.Node, after: Any) -> Named:
+    """Joining on any dimension but the batch; ``dim`` counts from 0 behind it and is left out for channels."""
     dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    return isinstance(after, Tensor) and isinstance(dim, int) and dim % after.ndim == 1
+    if not isinstance(after, Tensor) or not isinstance(dim, int) or dim % after.ndim == 0:
+        return "other", {}
+    behind = dim % after.ndim - 1
+    return "concat", {"dim": behind} if behind else {}
+
+
+def _broadcasts(shapes: Sequence[tuple[int, ...] | None], after: tuple[int, ...]) -> bool:
+    """Whether shapes of equal rank give ``after`` when dimensions of size 1 are repeated."""
+    if len(shapes) != 2 or any(shape is None or len(shape) != len(after) for shape in shapes):
+        return False
+    return all(size in (1, made) for shape in shapes if shape for size, made in zip(shape, after, strict=True))
 
 
 def kind_of_call(node: fx.Node, sources: Sequence[fx.Node], values: Mapping[fx.Node, Any]) -> Named:
@@ -156,13 +227,28 @@ def kind_of_call(node: fx.Node, sources: Sequence[fx.Node], values: Mapping[fx.N
         return "reshape", {}
     if _is_spatial_mean(node, before):
         return "avg_pool", {"kernel": None, "squeeze": after.ndim == 2}
+    if (sliced := slice_of(node, values)) is not None:
+        return "slice", sliced
+    if node.target is F.pad:
+        return _pad(ndim=after.ndim, **dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)), **node.kwargs)
+    if (of_tokens := token_call(node, sources, values)) is not None:
+        return of_tokens
+    if (of_elements := function_of_call(node)) is not None:
+        return "unary", of_elements
     rule = _FUNCTIONS.get(node.target)
     if rule is None:
         return "other", {}
+    if rule in ("sub", "mul"):
+        behind = [_behind_batch(values[x]) for x in sources]
+        fits = _broadcasts(behind, tuple(after.shape[1:])) and (rule == "mul" or behind[0] == behind[1])
+        return (rule, {}) if fits and "alpha" not in node.kwargs else ("other", {})
     if rule == "concat":
-        return ("concat", {}) if _is_channel_concat(node, after) else ("other", {})
+        return _concat(node, after)
+    if rule == "add" and len(sources) == 1 and 0 in node.args[:2]:
+        return "identity", {}  # a sum that was begun with 0
     if rule == "add":
-        same = len(sources) == 2 and all(getattr(values[x], "shape", None) == after.shape for x in sources)
+        # A parameter has 1 where the others have the batch.
+        same = len(sources) == 2 and all(_behind_batch(values[x]) == tuple(after.shape[1:]) for x in sources)
         return ("add", {}) if same and "alpha" not in node.kwargs else ("other", {})
     if isinstance(rule, str):
         return rule, {}

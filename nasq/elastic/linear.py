@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq.elastic.base import ElasticModule, Size
+from nasq.elastic.segments import active_part
 from nasq.space import maximum_of_size
 
 __all__ = ["Linear", "plain_linear"]
@@ -29,7 +30,8 @@ class Linear(ElasticModule):
     """A linear layer whose features may be choices; a smaller one uses the first rows and columns.
 
     Args:
-        in_features, out_features: Sizes: an int, a choice, or an expression of choices.
+        in_features, out_features: Sizes: an int, a choice, or an expression of choices (:class:`Segments` for what is
+            concatenated).
         bias: Whether a bias is added.
 
     Shape:
@@ -53,15 +55,20 @@ class Linear(ElasticModule):
 
     def active_weight(self) -> Tensor:
         """The active slice ``[out, in]``, contiguous: a strided slice takes another kernel and other last bits."""
-        return self.weight[: self.value(self.out_features), : self.value(self.in_features)].contiguous()
+        rows = active_part(self.weight, 0, self.out_features, self.value)
+        return active_part(rows, 1, self.in_features, self.value).contiguous()
 
     def active_bias(self) -> Tensor | None:
         """The active slice ``[out]`` of the bias."""
-        return None if self.bias is None else self.bias[: self.value(self.out_features)].contiguous()
+        return None if self.bias is None else active_part(self.bias, 0, self.out_features, self.value).contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Multiplies by the active slice."""
-        return F.linear(x, self.active_weight(), self.active_bias())
+        try:
+            return F.linear(x, self.active_weight(), self.active_bias())
+        except RuntimeError:
+            self.misfit(x, -1, "input features", self.value(self.in_features))
+            raise
 
     def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """The active :class:`torch.nn.Linear`."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq.elastic.base import ElasticModule, Size
+from nasq.elastic.segments import Segments, active_part, write_part
 from nasq.space import maximum_of_size
 
 __all__ = ["AnyBatchNorm", "BatchNorm2d", "batch_norms"]
@@ -22,7 +23,8 @@ class BatchNorm2d(ElasticModule):
     (:meth:`nasq.Supernet.recalibrate`).
 
     Args:
-        num_features: Size of the channel dimension: an int, a choice, or an expression of choices.
+        num_features: Size of the channel dimension: an int, a choice, or an expression of choices (:class:`Segments`
+            where the channels are a concatenation).
         eps: Added to the variance.
         momentum: Weight of a new batch in the running statistics; ``None`` for their cumulative average.
         affine: Whether scale and shift are learned.
@@ -52,30 +54,43 @@ class BatchNorm2d(ElasticModule):
         """Number of active channels."""
         return self.value(self.num_features)
 
+    def active_tensors(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Mean, variance, scale and shift of the active channels; views where these are neighbours."""
+        mean, var = (self._active(buffer) for buffer in (self.running_mean, self.running_var))
+        weight, bias = (None if tensor is None else self._active(tensor) for tensor in (self.weight, self.bias))
+        return mean, var, weight, bias
+
+    def _active(self, tensor: Tensor) -> Tensor:
+        return active_part(tensor, 0, self.num_features, self.value)
+
+    def write_active(self, buffer: Tensor, values: Tensor) -> None:
+        """Writes the values ``[active channels]`` into a buffer of the largest form."""
+        write_part(buffer, values, self.num_features, self.value)
+
     def forward(self, x_NCHW: Tensor) -> Tensor:
         """Normalises with batch statistics in training and running statistics in evaluation."""
-        count = self.active_channels()
-        mean, var = self.running_mean[:count], self.running_var[:count]
-        weight = None if self.weight is None else self.weight[:count]
-        bias = None if self.bias is None else self.bias[:count]
+        mean, var, weight, bias = self.active_tensors()
         factor = self.momentum or 0.0
         if self.training:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
                 factor = 1.0 / float(self.num_batches_tracked)
-        return F.batch_norm(x_NCHW, mean, var, weight, bias, self.training, factor, self.eps)
+        y = F.batch_norm(x_NCHW, mean, var, weight, bias, self.training, factor, self.eps)
+        if self.training and isinstance(self.num_features, Segments):  # these were copies
+            self.write_active(self.running_mean, mean)
+            self.write_active(self.running_var, var)
+        return y
 
     def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """The active :class:`torch.nn.BatchNorm2d`, running statistics included."""
         count = self.active_channels()
         norm = nn.BatchNorm2d(count, self.eps, self.momentum, self.affine, device=self.running_mean.device)
         with torch.no_grad():
-            norm.running_mean = self.running_mean[:count].clone()
-            norm.running_var = self.running_var[:count].clone()
+            mean, var, weight, bias = self.active_tensors()
+            norm.running_mean, norm.running_var = mean.clone(), var.clone()
             norm.num_batches_tracked = self.num_batches_tracked.clone()
-            if self.weight is not None and self.bias is not None:
-                norm.weight = nn.Parameter(self.weight[:count].detach().clone())
-                norm.bias = nn.Parameter(self.bias[:count].detach().clone())
+            if weight is not None and bias is not None:
+                norm.weight, norm.bias = nn.Parameter(weight.detach().clone()), nn.Parameter(bias.detach().clone())
         return norm.train(self.training)
 
     def cost_parameters(self, lookup: Callable[[Size], Any]) -> Any:

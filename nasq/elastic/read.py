@@ -6,7 +6,7 @@ from torch import nn
 
 from nasq.elastic.base import Condition, Container, ElasticModule
 from nasq.errors import InputError
-from nasq.space import Choice, SearchSpace
+from nasq.space import Choice, SearchSpace, SpaceRules
 
 __all__ = ["read_space"]
 
@@ -18,6 +18,7 @@ class _Reader:
         self.choices: dict[str, Choice] = {}
         self.owner: dict[str, str] = {}
         self.uses: dict[str, list[Condition]] = {}
+        self.ruled: dict[str, nn.Module] = {}
 
     def add(self, choice: Choice, path: str, condition: Condition) -> None:
         known = self.choices.setdefault(choice.name, choice)
@@ -32,8 +33,29 @@ class _Reader:
         if condition not in uses:
             uses.append(condition)
 
+    def rules(self) -> SpaceRules | None:
+        """What the modules with ``space_rules`` return."""
+        found: SpaceRules | None = None
+        # An extracted network has no choices left to rule.
+        for path, module in self.ruled.items() if self.choices else ():
+            rules: object = module.space_rules()  # type: ignore[operator]
+            if rules is not None and not isinstance(rules, SpaceRules):
+                raise InputError(
+                    f"space_rules() of {path or type(module).__name__!r} returned {rules!r}. It has to return a "
+                    "nasq.space.SpaceRules, or None."
+                )
+            if found is not None and rules is not None and found.name != rules.name:
+                raise InputError(
+                    f"{path!r} has the rules {rules.name!r}, and another part of the network has {found.name!r}. A space "
+                    "has one set of rules: let one module return rules about the choices of both."
+                )
+            found = found or rules
+        return found
+
     def walk(self, module: nn.Module, path: str, condition: Condition) -> None:
         # A module used at several places is visited at each of them: it is active where any of them is.
+        if callable(getattr(module, "space_rules", None)):
+            self.ruled[path] = module
         if isinstance(module, ElasticModule):
             for choice in module.own_choices:
                 self.add(choice, path, condition)
@@ -49,10 +71,12 @@ class _Reader:
 def read_space(module: nn.Module, name: str = "") -> SearchSpace:
     """The search space of ``module``: choices are tied by name, conditions come from the containers they are in.
 
+    What structure does not say comes from a module with a method ``space_rules() -> SpaceRules``.
+
     Raises:
-        InputError: Two modules hold choices of one name with different options; names both.
+        InputError: Two modules hold choices of one name with different options (names both), or two have rules.
     """
     reader = _Reader()
     reader.walk(module, "", ())
     conditions = {key: uses for key, uses in reader.uses.items() if () not in uses}
-    return SearchSpace(list(reader.choices.values()), conditions, name=name)
+    return SearchSpace(list(reader.choices.values()), conditions, name=name, rules=reader.rules())

@@ -17,8 +17,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from nasq.elastic.base import Container, evaluating
-from nasq.elastic.graph import Graph, Node
+from nasq.elastic.decompose import select_before_permuting
+from nasq.elastic.derived import derived_from_parameters
+from nasq.elastic.graph import Graph, Kind, Node
 from nasq.elastic.kinds import kind_of_call, kind_of_module
+from nasq.elastic.slicing import is_split
 from nasq.elastic.tracer import ValueTracer, join, run_leaf, sources_of
 from nasq.errors import InputError
 
@@ -27,10 +30,13 @@ __all__ = ["trace"]
 
 def _parts(container: Container, path: str, inputs: Sequence[Any], makers: Sequence[str]) -> tuple[Graph, ...]:
     graphs = []
-    for name, part in container.parts():
-        graphs.append(trace(part, *inputs, path=join(path, name), makers=makers))
+    for index, (name, part) in enumerate(container.parts()):
         if container.layout == "chain":
+            graphs.append(trace(part, *inputs, path=join(path, name), makers=makers))
             inputs, makers = [part(*inputs)], [join(path, name)]
+            continue
+        seen, made = container.inputs_of(index, inputs), container.inputs_of(index, makers)
+        graphs.append(trace(part, *seen, path=join(path, name), makers=made))
     return tuple(graphs)
 
 
@@ -43,7 +49,11 @@ def _node(found: fx.Node, tracer: ValueTracer, known: dict[fx.Node, Node]) -> No
     if found.op == "get_attr":
         # A parameter, buffer or constant has no batch dimension; parameters are costs.
         attributes = {"call": called} | ({"parameter": value} if isinstance(value, nn.Parameter) else {})
-        return Node("other", found.name, join(tracer.path, called), (), tuple(value.shape), None, attributes)
+        # A parameter that begins with 1 is one tensor for all of the batch.
+        whole = isinstance(value, nn.Parameter) and value.ndim > 1 and value.shape[0] == 1
+        kind: Kind = "parameter" if whole else "other"
+        shape = tuple(value.shape[1:]) if whole else tuple(value.shape)
+        return Node(kind, found.name, join(tracer.path, called), (), shape, None, attributes)
     sources = sources_of(found)
     inputs = tuple(known[source] for source in sources)
     if found.op != "call_module":
@@ -134,10 +144,19 @@ def _untraceable(module: nn.Module, tracer: ValueTracer, error: Exception) -> In
 
 def _assemble(module: nn.Module, graph: fx.Graph, tracer: ValueTracer) -> Graph:
     """Our graph from torch.fx's, without what the output does not depend on."""
+    select_before_permuting(graph, tracer.values, tracer.makers)
     needed = _needed(graph, tracer.values)
+    derived, inner = derived_from_parameters(graph, module, tracer.values, needed)
     known: dict[fx.Node, Node] = {}
     for found in graph.nodes:
-        if found not in needed:
+        if found not in needed or found in inner:
+            continue
+        if found in derived:
+            path, tensor = join(tracer.path, found.name), derived[found]
+            tracer.values[found] = tensor()
+            known[found] = Node(
+                "parameter", found.name, path, (), tuple(tensor().shape[1:]), tensor, {"call": found.name}
+            )
             continue
         if found.op == "output":
             if not isinstance(found.args[0], fx.Node) or not isinstance(tracer.values[found.args[0]], Tensor):
@@ -146,5 +165,8 @@ def _assemble(module: nn.Module, graph: fx.Graph, tracer: ValueTracer) -> Graph:
                     "network so that it returns the tensor to be used."
                 )
             return Graph(list(known.values()), known[found.args[0]])
+        if is_split(found, tracer.values[found]):
+            known[found] = known[found.all_input_nodes[0]]
+            continue
         known[found] = _node(found, tracer, known)
     raise AssertionError("a traced graph has an output")

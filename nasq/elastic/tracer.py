@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from nasq.elastic.base import ElasticModule
 from nasq.elastic.conv import Conv2d
+from nasq.elastic.decompose import function_parts, is_known_leaf, module_parts
 from nasq.elastic.graph import disagreement
 from nasq.elastic.kinds import Batch, kind_of_module
 from nasq.elastic.linear import Linear
@@ -82,8 +83,10 @@ class ValueTracer(fx.Tracer):
         self.current: tuple[str, nn.Module | None, tuple[Any, ...], list[str]] = (path, None, (), [])
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Elastic layers, containers and torch's own layers."""
-        return isinstance(m, ElasticModule) or super().is_leaf_module(m, module_qualified_name)
+        """Elastic layers, containers, torch's own layers, and those of timm that compute what torch's do."""
+        if isinstance(m, ElasticModule) or is_known_leaf(m):
+            return True
+        return super().is_leaf_module(m, module_qualified_name)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """A proxy that knows its value."""
@@ -108,6 +111,9 @@ class ValueTracer(fx.Tracer):
             return self._measure(target, args[0].value, *args[1:], **kwargs)
         if kind == "call_method" and target in {"item", "tolist", "numpy"}:
             raise fx.proxy.TraceError(f"it reads a tensor's values with {target}()")
+        parts = function_parts(target) if kind in {"call_function", "call_method"} and not self.running else None
+        if parts is not None:
+            return parts(*args, **kwargs)
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
         with self._for_real():
             self.values[proxy.node] = self._run(proxy.node)
@@ -124,7 +130,12 @@ class ValueTracer(fx.Tracer):
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Records a call of the network's; runs one of ours."""
-        return forward(*args, **kwargs) if self.running else super().call_module(m, forward, args, kwargs)
+        if self.running:
+            return forward(*args, **kwargs)
+        if (parts := module_parts(m)) is None:
+            return super().call_module(m, forward, args, kwargs)
+        path = self.path_of_module(m)
+        return parts(lambda x: self.create_proxy("call_module", path, (x,), {}), m, *args, **kwargs)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """Records an access of the network's; gives the value to ours."""
@@ -175,6 +186,10 @@ def run_leaf(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], p
         what, size, dim = wanted
         if x.shape[dim] != size:
             raise disagreement(path, what, size, makers[0], x.shape[dim])
+    if isinstance(module, nn.BatchNorm2d):  # without what a subclass adds, which is recorded by itself
+        return nn.BatchNorm2d.forward(module, *args, **kwargs)
+    if isinstance(module, nn.LayerNorm):
+        return nn.LayerNorm.forward(module, *args, **kwargs)
     return module(*args, **kwargs)
 
 

@@ -122,13 +122,17 @@ def requantize(
     zero_point: float | Tensor,
     low: int,
     high: int,
+    shape: tuple[int, ...] | None = None,
 ) -> Tensor:
     """``clip(rne(fp32(acc + bias) * M) + zero_point)`` with ``M = fp32(fp32(step_in * scale) / step_out)``.
 
     Args:
         accumulator: ``[N, out, ...]`` exact integers, fp32 or float64.
+        layer: Its scales and biases.
+        step_in, step_out, zero_point, low, high: Of input and output.
+        shape: What makes ``[out]`` run along the accumulator's channels, where these are not its second dimension.
     """
-    shape = (1, -1, *[1] * (accumulator.ndim - 2))
+    shape = shape or (1, -1, *[1] * (accumulator.ndim - 2))
     multiplier = ((step_in.float() * layer.scale) / step_out.float()).reshape(shape)
     total = (accumulator + layer.bias.to(accumulator.dtype).reshape(shape)).float()
     return total.mul_(multiplier).round_().add_(zero_point).clamp_(low, high)

@@ -19,24 +19,18 @@ from nasq.quant.calibration import guess_weight
 from nasq.quant.forms import WeightForm
 from nasq.quant.layers import AnyLayer, AnyNorm, Unit, full_weight
 from nasq.quant.network import QuantGraph, QuantizedNetwork, Step, Wiring
-from nasq.quant.options import Bits, Plan, check_supported
-from nasq.quant.passing import Clip, Flatten, MaxPool, Same
+from nasq.quant.options import Bits, Kinds, Plan
 from nasq.quant.pinning import exits, first_and_last
-from nasq.quant.producers import (
-    Activation,
-    AddProducer,
-    AvgPoolProducer,
-    ConcatProducer,
-    InputProducer,
-    LayerProducer,
-)
+from nasq.quant.producers import Activation, InputProducer, LayerProducer
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from nasq.quant.recipes import RECIPES, unsupported
+from nasq.quant.residual import separate_sums
 from nasq.targets import Target, load
 
 __all__ = ["quantize"]
 
 
-class _Builder:
+class Builder:
     """Builds the quantized form of one traced module."""
 
     def __init__(self, module: nn.Module, graph: Graph, plan: Plan, root: bool) -> None:
@@ -63,6 +57,12 @@ class _Builder:
         node.attributes["producer"] = producer
         return self.step(self.keep(node, producer), inputs)
 
+    def put(self, node: Node, module: nn.Module, end: Node | None = None, inputs: Sequence[Node] | None = None) -> Node:
+        """Puts the module that stands for ``node``, and what follows it up to ``end``, into the network."""
+        end = node if end is None else end
+        self.place[end] = self.add(node, module, node.inputs if inputs is None else inputs)
+        return end
+
     def only_user(self, node: Node) -> Node | None:
         users = self.graph.users(node)
         return users[0] if len(users) == 1 and node is not self.graph.output else None
@@ -83,12 +83,19 @@ class _Builder:
         user = self.follow(node, {"relu", "relu6"})
         return (cast(Activation, user.kind), user) if user is not None else ("none", node)
 
-    def quantizer(self, node: Node, end: Node, activation: Activation, nonnegative: bool) -> ActivationQuantizer:
+    def quantizer(
+        self, node: Node, end: Node, activation: Activation, nonnegative: bool, symmetry: Kinds | None = None
+    ) -> ActivationQuantizer:
+        """The quantizer of the tensor that ``node`` makes and ``end`` hands on."""
         signed = activation == "none" and not nonnegative
         if not signed:
             self.nonnegative.add(end)
-        bits = self.plan.bits(self.plan.activation_bits, node in self.plan.pinned.tensors)
-        return ActivationQuantizer(node.path, signed, bits, self.plan.activation_symmetry)
+        bits = self.plan.bits(self.plan.activation_bits, node in self.plan.pinned.tensors, node.path)
+        if node in self.plan.stream and self.plan.sum_bits is not None and node not in self.plan.pinned.tensors:
+            bits = (self.plan.sum_bits,)
+        return ActivationQuantizer(
+            node.path, signed, bits, symmetry or self.plan.kinds(self.plan.activation_symmetry, node.path)
+        )
 
     def weight_quantizer(self, node: Node, layer: AnyLayer) -> WeightQuantizer:
         # A weight quantizer belongs to the module: a layer that is called twice has one.
@@ -96,8 +103,9 @@ class _Builder:
         pinned = layer in plan.pinned.layers
         node.attributes["pinned"] = pinned
         if layer not in plan.weights:
-            weight, bits = full_weight(layer), plan.bits(plan.weight_bits, pinned)
-            quantizer = WeightQuantizer(node.path, weight.shape[0], bits, plan.granularity, plan.weight_symmetry)
+            weight, bits = full_weight(layer), plan.bits(plan.weight_bits, pinned, node.path)
+            grains, kinds = (plan.kinds(wanted, node.path) for wanted in (plan.granularity, plan.weight_symmetry))
+            quantizer = WeightQuantizer(node.path, weight.shape[0], bits, grains, kinds, plan.released_gradient)
             guess_weight(quantizer, weight)
             plan.weights[layer] = quantizer
         return plan.weights[layer]
@@ -123,43 +131,6 @@ class _Builder:
         self.place[end] = self.add(node, producer, node.inputs)
         return end
 
-    def combine(self, node: Node) -> Node:
-        """A sum, average pool or concatenation."""
-        activation, end = self.activation_behind(node)
-        nonnegative = all(source in self.nonnegative for source in node.inputs)
-        quantizer = self.quantizer(node, end, activation, nonnegative)
-        producer: nn.Module
-        if node.kind == "add":
-            producer = AddProducer(node.path, quantizer, activation)
-        elif node.kind == "concat":
-            producer = ConcatProducer(node.path, quantizer, activation)
-        else:
-            kernel = node.attributes["kernel"]
-            window = None if kernel is None else (kernel, node.attributes["stride"])
-            squeeze = bool(node.attributes.get("squeeze"))
-            producer = AvgPoolProducer(node.path, quantizer, activation, window, squeeze)
-        self.place[end] = self.add(node, producer, node.inputs)
-        return end
-
-    def passing(self, node: Node) -> Node:
-        """What keeps its input's grid."""
-        source = node.inputs[0]
-        kept: nn.Module
-        if node.kind == "max_pool":
-            window = {key: node.attributes[key] for key in ("kernel", "stride", "padding")}
-            kept = MaxPool(node.path, **window)
-        elif node.kind == "reshape":
-            kept = Flatten(node.path)
-        elif node.kind == "identity":
-            kept = Same(node.module, node.attributes.get("p", 0.0))
-        else:
-            kept = Clip(node.path, cast(Activation, node.kind))
-            self.nonnegative.add(node)
-        if source in self.nonnegative:
-            self.nonnegative.add(node)
-        self.place[node] = self.add(node, kept, node.inputs)
-        return node
-
     def container(self, node: Node) -> Node:
         """A container around the quantized forms of its parts, in the container's own place."""
         container = cast(Container, node.module)
@@ -181,7 +152,7 @@ class _Builder:
         flags = zip(self.graph.inputs, nonnegative_inputs, strict=True)
         self.nonnegative.update(node for node, nonnegative in flags if nonnegative)
         for node in self.graph.nodes:
-            if node in self.place or node in self.absorbed:
+            if node in self.place or node in self.absorbed or node.kind == "other":
                 continue
             if node.module is self.module:
                 self.made = _leaf_graph(self.made, self.module)
@@ -191,13 +162,20 @@ class _Builder:
         return self.made, self.graph.output in self.nonnegative
 
     def one(self, node: Node) -> Node:
+        """Gives a node its quantized form; returns the last node that this stands for."""
         if node.kind in {"conv", "linear"}:
             return self.layer(node)
         if node.kind == "norm":
             return self.norm(node)
-        if node.kind in {"add", "avg_pool", "concat"}:
-            return self.combine(node)
-        return self.container(node) if node.kind == "container" else self.passing(node)
+        return self.container(node) if node.kind == "container" else RECIPES[node.kind](self, node)
+
+
+def _check_supported(graph: Graph) -> None:
+    # What a mask holds is known from its kind.
+    masks = {source for node in graph.walk() if node.kind == "mask" for source in node.inputs[1:]}
+    for node in graph.walk():
+        if node not in masks and node.kind not in {"input", "conv", "linear", "norm", "container", *RECIPES}:
+            raise unsupported(node)
 
 
 def _leaf_graph(made: QuantGraph, leaf: nn.Module) -> QuantGraph:
@@ -215,12 +193,12 @@ def _quantize_parts(container: Container, node: Node, plan: Plan, signs: Sequenc
     """
     parts: list[nn.Module] = []
     found: list[bool] = [signs[0]]
-    for (_, part), graph in zip(container.parts(), node.parts, strict=True):
-        given = found[-1:] if container.layout == "chain" else signs
+    for index, ((_, part), graph) in enumerate(zip(container.parts(), node.parts, strict=True)):
+        given = found[-1:] if container.layout == "chain" else container.inputs_of(index, signs)
         if isinstance(part, Container):
             made: tuple[nn.Module, bool] = _quantize_parts(part, graph.output, plan, given)
         else:
-            made = _Builder(part, graph, plan, root=False).build(given)
+            made = Builder(part, graph, plan, root=False).build(given)
         parts.append(made[0])
         found.append(made[1])
     quantized = container.with_parts(parts)
@@ -269,10 +247,13 @@ def quantize(
     *,
     weight_bits: Bits = tuple(range(2, 9)),
     activation_bits: Bits = tuple(range(2, 9)),
-    weight_granularity: Sequence[str] = ("channel",),
-    weight_symmetry: Sequence[str] = ("symmetric",),
-    activation_symmetry: Sequence[str] = ("symmetric",),
+    weight_granularity: Kinds = ("channel",),
+    weight_symmetry: Kinds = ("symmetric",),
+    activation_symmetry: Kinds = ("symmetric",),
     first_last_bits: int | None = 8,
+    sum_bits: int | None = None,
+    where: Sequence[str] | None = None,
+    released_gradient: bool = False,
 ) -> QuantizedNetwork:
     """The quantized form of a network: a copy in which every tensor has a quantizer, and bits are choices.
 
@@ -285,11 +266,18 @@ def quantize(
         module: Any network of supported operations, with or without choices of its own; left as it is.
         example: An input ``[N, ...]``; its shape matters, and that the network runs on it.
         target: Name of a target, or a target.
-        weight_bits, activation_bits: Options in 2..8.
+        weight_bits, activation_bits: Options in 1..16; the target says which of them it runs (2..8).
         weight_granularity: Options among ``"tensor"`` and ``"channel"`` step sizes.
         weight_symmetry, activation_symmetry: Options among ``"symmetric"`` and ``"asymmetric"``.
         first_last_bits: Bits of the first and last layers' weights, of the last ones' input and of the network's
             output; ``None`` makes them choices as well. The network's input has 8 bits.
+        sum_bits: Bits of the residual stream, the tensors that sums read and make; what a convolution reads of it is
+            requantized, with bits that are the choice ``<path>.input.activation_bits``. ``None``: the stream's bits are
+            choices as all others, and convolutions read it as it is.
+        where: Patterns (as of file names: ``"layer3.*"``) of the paths of layers and tensors that have choices; all others
+            have the largest of the bits and the first of each other option. ``None``: all have.
+        released_gradient: Whether gradients of per-channel steps are scaled as in EQ-Net's released code instead of by
+            LSQ's rule (:func:`nasq.quant.fake.released_scale`).
 
     Returns:
         A network whose step sizes fit its weights; run :func:`nasq.quant.calibrate` on real inputs before training
@@ -297,7 +285,7 @@ def quantize(
 
     Raises:
         InputError: An operation has no integer form (named with its path), sizes disagree (both layers named), bits are
-            outside 2..8, or the forward cannot be traced.
+            outside 1..16, a pattern fits nothing, or the forward cannot be traced.
         TargetError: The target allows none of the options, or lacks an operation (named with its path).
     """
     plan = Plan(
@@ -308,15 +296,21 @@ def quantize(
         weight_symmetry,
         activation_symmetry,
         first_last_bits,
+        sum_bits,
+        where,
+        released_gradient,
     )
     original = copy.deepcopy(module)
     copied = copy.deepcopy(module)
     graph = trace(copied, example)
-    check_supported(graph)
+    _check_supported(graph)
     check_sizes(graph, read_space(copied))
     plan.pinned = first_and_last(graph)
-    network, _ = _Builder(copied, graph, plan, root=True).build([False])
+    if sum_bits is not None:
+        plan.stream = separate_sums(graph, plan.pinned)
+    network, _ = Builder(copied, graph, plan, root=True).build([False])
     assert isinstance(network, QuantizedNetwork)
+    plan.check_patterns()
     _with_input(network)
     network.target, network.removed = plan.target, tuple(plan.removed)
     network.example_shape = tuple(example.shape[1:])

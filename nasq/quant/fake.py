@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["fake_quantize", "gradient_scale"]
+__all__ = ["fake_quantize", "gradient_scale", "released_scale"]
 
 _PIECE = 1 << 17
 """Elements worked on at once."""
@@ -88,7 +88,8 @@ class _FakeQuantize(torch.autograd.Function):
         (g,) = grads
         x, y, step = ctx.saved_tensors
         low, high = ctx.bounds
-        if ctx.pieces:
+        # Second derivatives need operations that autograd follows; they are not done in pieces.
+        if ctx.pieces and not torch.is_grad_enabled():
             inside, scaled, clipped = _backward_pieces(g, x, y, float(step), float(low), float(high))
             grad_step = step.new_full(step.shape, scaled)
             grad_zero = step.new_full((), clipped) * step
@@ -122,3 +123,16 @@ def fake_quantize(x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float
 def gradient_scale(numel: int, high: int) -> float:
     """LSQ's factor on the gradient of a step size: ``1 / sqrt(numel per step * largest integer)``."""
     return 1.0 / math.sqrt(numel * max(high, 1))
+
+
+def released_scale(weight: Tensor, high: int) -> float:
+    """The factor for per-channel steps in EQ-Net's released code: ``2 / sqrt(high * numel / size(1))``.
+
+    It divides by the weights of one *input* channel where LSQ's rule has those of one output channel, which share the
+    step. For comparisons with published numbers only.
+
+    Args:
+        weight: ``[out, in, ...]``.
+        high: The largest integer.
+    """
+    return 2.0 / math.sqrt(max(high, 1) * weight.numel() / weight.shape[1])

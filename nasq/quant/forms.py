@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from nasq.quant.arithmetic import STEP_FLOOR, round_ste, to_integers
-from nasq.quant.fake import fake_quantize, gradient_scale
+from nasq.quant.fake import fake_quantize, gradient_scale, released_scale
 from nasq.quant.value import Grid
 
 __all__ = ["ActivationForm", "WeightForm"]
@@ -29,13 +29,15 @@ class WeightForm(nn.Module):
         channels: Number of step sizes: output channels, or ``None`` for one per tensor.
         bits: 2..8; integers are in ``[-2^(bits-1), 2^(bits-1) - 1]``.
         symmetric: Whether the zero-point is 0; otherwise it is learned.
+        released: Whether the gradient of per-channel steps is scaled as in EQ-Net's released code
+            (:func:`nasq.quant.fake.released_scale`) instead of by LSQ's rule.
     """
 
     zeta: nn.Parameter | None
 
-    def __init__(self, channels: int | None, bits: int, symmetric: bool) -> None:
+    def __init__(self, channels: int | None, bits: int, symmetric: bool, released: bool = False) -> None:
         super().__init__()
-        self.bits, self.symmetric = bits, symmetric
+        self.bits, self.symmetric, self.released = bits, symmetric, released
         self.low, self.high = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1
         shape = () if channels is None else (channels,)
         self.log_step = nn.Parameter(torch.zeros(shape))
@@ -69,6 +71,8 @@ class WeightForm(nn.Module):
         """
         step, zero = _step(self._of(self.log_step, weight)), self._zero(weight)
         scale = gradient_scale(weight.numel() // max(step.numel(), 1), self.high)
+        if self.released and self.log_step.ndim:
+            scale = released_scale(weight, self.high)
         if zero is not None:
             low = self.low - zero
             return fake_quantize(weight, step, low, (low + (self.high - self.low)).detach(), scale)
@@ -100,7 +104,7 @@ class WeightForm(nn.Module):
     def sliced(self, channels: int) -> WeightForm:
         """A copy for the first ``channels`` output channels."""
         wide = self.log_step.ndim > 0
-        copied = WeightForm(channels if wide else None, self.bits, self.symmetric)
+        copied = WeightForm(channels if wide else None, self.bits, self.symmetric, self.released)
         copied.log_step = nn.Parameter((self.log_step[:channels] if wide else self.log_step).detach().clone())
         if self.zeta is not None:
             copied.zeta = nn.Parameter((self.zeta[:channels] if wide else self.zeta).detach().clone())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,12 +62,24 @@ def apply(layer: AnyLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, **geometry)
 
 
+def along_channels(layer: AnyLayer, ndim: int) -> tuple[int, ...]:
+    """What makes ``[out]`` run along the channels of the layer's output: its second dimension, or a linear layer's last."""
+    return (-1,) if isinstance(layer, Linear | nn.Linear) else (1, -1, *[1] * (ndim - 2))
+
+
 def _active_norm(norm: AnyNorm) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     assert norm.running_mean is not None and norm.running_var is not None
-    count = norm.active_channels() if isinstance(norm, BatchNorm2d) else norm.num_features
-    weight = None if norm.weight is None else norm.weight[:count]
-    bias = None if norm.bias is None else norm.bias[:count]
-    return norm.running_mean[:count], norm.running_var[:count], weight, bias
+    if isinstance(norm, BatchNorm2d):
+        return norm.active_tensors()
+    return norm.running_mean, norm.running_var, norm.weight, norm.bias
+
+
+def normalise(norm: AnyNorm, x: Tensor) -> Tensor:
+    """The BatchNorm alone, with batch statistics in training; an activation that its class adds is left to others."""
+    if type(norm) in (BatchNorm2d, nn.BatchNorm2d):
+        return cast(Tensor, norm(x))
+    assert isinstance(norm, nn.BatchNorm2d)
+    return nn.BatchNorm2d.forward(norm, x)
 
 
 def norm_sign(norm: AnyNorm | None) -> Tensor | None:

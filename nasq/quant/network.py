@@ -18,7 +18,7 @@ from nasq.quant.producers import start
 from nasq.quant.program import Op, Program
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from nasq.quant.value import Mode, Recorder, Value
-from nasq.space import Option
+from nasq.space import Option, SpaceRules
 from nasq.targets import Removal, Target
 
 __all__ = ["QuantGraph", "QuantizedNetwork", "Step", "Wiring", "calibrate", "freeze"]
@@ -73,6 +73,12 @@ class QuantGraph(nn.Module):
         self.quantization = nn.ModuleDict()
         self.wiring = Wiring()
         self.graph = graph
+        rules = getattr(original, "space_rules", None)
+        self._rules: SpaceRules | None = rules() if callable(rules) else None
+
+    def space_rules(self) -> SpaceRules | None:
+        """The rules of the module it stands for."""
+        return self._rules
 
     def hold_leaf(self, layer: nn.Module) -> None:
         """Stands for a single layer, which becomes the child ``layer``; its state keeps the names it has alone."""

@@ -10,7 +10,7 @@ from nasq.quant import program
 from nasq.quant.producers import Activation, Producer, activate, flatten
 from nasq.quant.value import Grid, Value
 
-__all__ = ["Clip", "Flatten", "MaxPool", "Same"]
+__all__ = ["Clip", "Flatten", "MaxPool", "Same", "Zero"]
 
 
 class Same(nn.Module):
@@ -98,6 +98,23 @@ class Clip(nn.Module):
             return x
         grid = Grid(x.grid.step, x.grid.zero_point, low, high, x.grid.bits)
         return Producer.record(x, x.data.clamp(low, high), grid, program.Clip, (x,), self.path)
+
+
+class Zero(nn.Module):
+    """Zeros in place of a tensor (``torch.zeros_like``): all of its integers are clipped to its zero-point."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self.path = path
+
+    def forward(self, x: Value) -> Value:
+        """Same shape and grid, every value 0."""
+        if x.mode != "integer":
+            return x.on(torch.zeros_like(x.data), x.grid)
+        assert x.grid is not None
+        zero = x.grid.fixed()[1]
+        grid = Grid(x.grid.step, x.grid.zero_point, zero, zero, x.grid.bits)
+        return Producer.record(x, torch.full_like(x.data, zero), grid, program.Clip, (x,), self.path)
 
 
 def _relu(x: Tensor, limit: Tensor | None) -> Tensor:

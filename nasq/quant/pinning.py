@@ -11,12 +11,20 @@ from torch import nn
 from nasq.elastic.base import Container
 from nasq.elastic.graph import Graph, Node
 
-__all__ = ["Pinned", "exits", "first_and_last", "origins"]
+__all__ = ["Nodes", "Pinned", "exits", "first_and_last", "keeps_grid", "origins"]
 
 Nodes = frozenset[Node]
 
 _LAYERS = frozenset({"conv", "linear"})
-_KEEPS_GRID = frozenset({"reshape", "identity", "max_pool", "relu", "relu6", "norm"})
+_KEEPS_GRID = frozenset({
+    "reshape", "identity", "max_pool", "relu", "relu6", "norm", "slice", "pad", "permute", "view", "select", "upsample",
+    "resize", "scale", "expand", "split_heads", "mask", "zero",
+})  # fmt: skip
+
+
+def keeps_grid(node: Node) -> bool:
+    """Whether what a node makes is on its input's grid, or part of the producer before it."""
+    return node.kind in _KEEPS_GRID
 
 
 @dataclass(frozen=True)
@@ -70,7 +78,8 @@ def _through(node: Node, read: list[Nodes], passes: Callable[[Node], bool], foun
     container = node.module
     assert isinstance(container, Container)
     if container.layout == "parallel":
-        return frozenset().union(*(_walk(part, read, passes, found) for part in node.parts))
+        parts = enumerate(node.parts)
+        return frozenset().union(*(_walk(part, container.inputs_of(i, read), passes, found) for i, part in parts))
     values = [read[0]]
     for part in node.parts:
         values.append(_walk(part, [values[-1]], passes, found))
@@ -86,8 +95,8 @@ def first_and_last(graph: Graph) -> Pinned:
     inputs = frozenset(graph.inputs)
     layers = [node for node in graph.walk() if node.kind in _LAYERS]
     reading = origins(graph, lambda node: node.kind not in _LAYERS)
-    making = origins(graph, lambda node: node.kind in _KEEPS_GRID)
-    ending = origins(graph, lambda node: node.kind in _KEEPS_GRID or node.kind == "avg_pool")[graph.output]
+    making = origins(graph, keeps_grid)
+    ending = origins(graph, lambda node: keeps_grid(node) or node.kind in {"avg_pool", "mean"})[graph.output]
     first = [node for node in layers if any(inputs & reading[source] for source in node.inputs)]
     last = [node for node in layers if node in ending]
     read = (making[source] for node in last for source in node.inputs)

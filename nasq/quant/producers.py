@@ -1,14 +1,15 @@
 """The producers of a quantized network: every operation that makes a new quantized tensor.
 
 A convolution or linear layer with the BatchNorm and activation behind it is one producer; so is each sum, average pool
-and concatenation. Each owns the quantizer of the tensor it makes, which all consumers share. Producers hold the network's
-own layers by reference only: the layers stay registered where the network put them, so their names survive.
+and concatenation (:mod:`nasq.quant.combining`), table or product (:mod:`nasq.quant.elementwise`, :mod:`nasq.quant.tokens`).
+Each owns the quantizer of the tensor it makes, which all consumers share. Producers hold the network's own layers by
+reference only: the layers stay registered where the network put them, so their names survive.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,9 +26,6 @@ from nasq.quant.value import Grid, Recorder, Value
 
 __all__ = [
     "Activation",
-    "AddProducer",
-    "AvgPoolProducer",
-    "ConcatProducer",
     "InputProducer",
     "LayerProducer",
     "Producer",
@@ -148,7 +146,7 @@ class LayerProducer(Producer):
         object.__setattr__(self, "norm", norm)
 
     def forward(self, x: Value) -> Value:
-        """``[N, in, ...]`` to ``[N, out, ...]``."""
+        """``[N, in, ...]`` to ``[N, out, ...]``, or ``[N, ..., in]`` to ``[N, ..., out]`` for a linear layer."""
         if x.mode == "integer":
             return self._integer(x)
         if x.mode == "fake":
@@ -158,20 +156,20 @@ class LayerProducer(Producer):
         if x.mode == "calibrate" and isinstance(quantizer, WeightQuantizer) and not quantizer.calibrated:
             initialise_weight(quantizer, layers.full_weight(self.layer))
         y = layers.apply(self.layer, x.data, weight, layers.bias_of(self.layer))
-        return self.finish(y if self.norm is None else self.norm(y), x)
+        return self.finish(y if self.norm is None else layers.normalise(self.norm, y), x)
 
     def _fake(self, x: Value) -> Tensor:
         form = self.weight_quantizer.form()
         weight = form.fake(layers.weight_of(self.layer, x.data), layers.norm_sign(self.norm))
         bias = layers.bias_of(self.layer)
         if self.norm is not None and self.norm.training:
-            return cast(Tensor, self.norm(layers.apply(self.layer, x.data, weight, bias)))
+            return layers.normalise(self.norm, layers.apply(self.layer, x.data, weight, bias))
         # Without live statistics the bias is what the file holds: rounded to its grid, straight-through.
         slope, offset = layers.affine(self.norm, bias, weight.shape[0], x.data)
         offset, alive = self._rounded(offset, slope, form, x)
         weight = weight * alive.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
         y = layers.apply(self.layer, x.data, weight, None)
-        shape = (1, -1, *[1] * (y.ndim - 2))
+        shape = layers.along_channels(self.layer, y.ndim)
         if self.norm is None:
             return y + offset.to(y.dtype).reshape(shape)
         return y * slope.to(y.dtype).reshape(shape) + offset.to(y.dtype).reshape(shape)
@@ -209,8 +207,9 @@ class LayerProducer(Producer):
         wide = arithmetic.is_wide(used, x.grid.low, x.grid.high, int(x.grid.zero_point))
         kind = torch.float64 if wide else torch.float32
         accumulator = layers.apply(self.layer, x.centred().to(kind), used.to(kind), None)
+        along = layers.along_channels(self.layer, accumulator.ndim)
         integers = arithmetic.requantize(
-            accumulator, found, x.grid.step, grid.step, grid.zero_point, grid.low, grid.high
+            accumulator, found, x.grid.step, grid.step, grid.zero_point, grid.low, grid.high, along
         )
         if x.recorder is None:
             return x.on(integers, grid)
@@ -241,82 +240,6 @@ class LayerProducer(Producer):
 
 def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
-
-
-class AddProducer(Producer):
-    """The sum of two quantized tensors, and the activation behind it (rule ``add="both"``)."""
-
-    def forward(self, a: Value, b: Value) -> Value:
-        """Two tensors of one shape in, their quantized sum out."""
-        if a.mode != "integer":
-            return self.finish(a.data + b.data, a)
-        assert a.grid is not None and b.grid is not None
-        grid = self.output_grid()
-        integers = arithmetic.add_integers(
-            a.data,
-            b.data,
-            (a.grid.step, b.grid.step, grid.step),
-            (a.grid.zero_point, b.grid.zero_point, grid.zero_point),
-            grid.low,
-            grid.high,
-        )
-        return self.record(a, integers, grid, program.Add, (a, b), self.path)
-
-
-class AvgPoolProducer(Producer):
-    """Average pooling with an output step of its own (never tied to its input's: simple ratios make exact ties).
-
-    Args:
-        window: ``(kernel, stride)``, or ``None`` for the whole map.
-        squeeze: Whether the map's dimensions of size one are dropped.
-    """
-
-    def __init__(
-        self,
-        path: str,
-        quantizer: ActivationQuantizer | ActivationForm,
-        activation: Activation,
-        window: tuple[tuple[int, int], tuple[int, int]] | None,
-        squeeze: bool,
-    ) -> None:
-        super().__init__(path, quantizer, activation)
-        self.window, self.squeeze = window, squeeze
-
-    def forward(self, x: Value) -> Value:
-        """``[N, C, H, W]`` to ``[N, C, H', W']`` (or ``[N, C]``)."""
-        kernel, stride = self.window or ((x.data.shape[2], x.data.shape[3]), (1, 1))
-        if x.mode != "integer":
-            y = F.avg_pool2d(x.data, kernel, stride)
-            return self.finish(y.flatten(1) if self.squeeze else y, x)
-        assert x.grid is not None
-        grid = self.output_grid()
-        total = F.avg_pool2d(x.centred(), kernel, stride, divisor_override=1)
-        whole = tuple(kernel) == tuple(x.data.shape[2:])
-        multiplier = arithmetic.pool_multiplier(x.grid.step, grid.step, kernel[0] * kernel[1], whole)
-        integers = (total * multiplier).round_().add_(grid.zero_point).clamp_(grid.low, grid.high)
-        made = self.record(
-            x, integers, grid, program.AvgPool, (x,), self.path, kernel=tuple(kernel), stride=tuple(stride)
-        )
-        return flatten(made, self.path) if self.squeeze else made
-
-
-class ConcatProducer(Producer):
-    """Joins tensors on the channel dimension; each is requantized to the grid of the result."""
-
-    def forward(self, *values: Value) -> Value:
-        """Tensors ``[N, C_i, H, W]`` to one ``[N, sum C_i, H, W]``."""
-        if values[0].mode != "integer":
-            return self.finish(torch.cat([value.data for value in values], 1), values[0])
-        grid = self.output_grid()
-        parts = [_onto(value, grid) for value in values]
-        return self.record(values[0], torch.cat(parts, 1), grid, program.Concat, values, self.path)
-
-
-def _onto(value: Value, grid: Grid) -> Tensor:
-    assert value.grid is not None
-    if value.grid.fixed() == grid.fixed():
-        return value.data.clamp(grid.low, grid.high)
-    return arithmetic.to_integers(value.real(), grid.step, grid.zero_point, grid.low, grid.high)
 
 
 def flatten(x: Value, path: str) -> Value:

@@ -55,7 +55,8 @@ class WeightQuantizer(_Quantizer):
         channels: Output channels of the layer's largest form.
         bits: Options in 2..8, ascending, or a choice of yours.
         granularity: Options among ``"tensor"`` and ``"channel"``.
-        symmetry: Options among ``"symmetric"`` and ``"asymmetric"``.
+        symmetry: Options among ``"symmetric"`` and ``"asymmetric"``, or a choice of yours; so may granularity.
+        released: How gradients of per-channel steps are scaled, see :class:`~nasq.quant.forms.WeightForm`.
     """
 
     def __init__(
@@ -63,8 +64,9 @@ class WeightQuantizer(_Quantizer):
         path: str,
         channels: int,
         bits: Sequence[int] | Choice,
-        granularity: Sequence[str],
-        symmetry: Sequence[str],
+        granularity: Sequence[str] | Choice,
+        symmetry: Sequence[str] | Choice,
+        released: bool = False,
     ) -> None:
         super().__init__()
         all_bits = self.decide("bits", f"{path}.weight_bits", bits, ordered=True)
@@ -73,7 +75,8 @@ class WeightQuantizer(_Quantizer):
         for grain in grains:
             for kind in symmetries:
                 for width in all_bits:
-                    form = WeightForm(channels if grain == "channel" else None, cast(int, width), kind == "symmetric")
+                    steps = channels if grain == "channel" else None
+                    form = WeightForm(steps, cast(int, width), kind == "symmetric", released)
                     self.forms[f"{grain}_{kind}_{width}"] = form
 
     def form(self) -> WeightForm:
@@ -94,14 +97,14 @@ class ActivationQuantizer(_Quantizer):
         path: Path of the tensor's producer; names the choices ``<path>.activation_bits`` and ``.activation_symmetry``.
         signed: Whether the tensor holds negative values, decided from the operation that makes it.
         bits: Options in 2..8, ascending, or a choice of yours.
-        symmetry: Options among ``"symmetric"`` and ``"asymmetric"``; without negative values there is only one form,
-            and no choice.
+        symmetry: Options among ``"symmetric"`` and ``"asymmetric"``, or a choice of yours; without negative values there
+            is only one form, and no choice.
     """
 
-    def __init__(self, path: str, signed: bool, bits: Sequence[int] | Choice, symmetry: Sequence[str]) -> None:
+    def __init__(self, path: str, signed: bool, bits: Sequence[int] | Choice, symmetry: Sequence[str] | Choice) -> None:
         super().__init__()
         self.signed = signed
-        kinds = symmetry if signed else ("symmetric",)
+        kinds: Sequence[str] | Choice = symmetry if signed else ("symmetric",)
         all_bits = self.decide("bits", f"{path}.activation_bits", bits, ordered=True)
         symmetries = self.decide("symmetry", f"{path}.activation_symmetry", kinds, ordered=False)
         for kind in symmetries:

@@ -15,6 +15,7 @@ from nasq.space.expressions import (
     values_of,
 )
 from nasq.space.random import as_numpy
+from nasq.space.rules import SpaceRules
 from nasq.space.space import SearchSpace
 from nasq.space.subnet import Subnet
 
@@ -27,6 +28,7 @@ __all__ = [
     "Option",
     "SearchSpace",
     "Size",
+    "SpaceRules",
     "Subnet",
     "as_numpy",
     "choices_of",

@@ -8,10 +8,14 @@ networks have (depths, branches), that takes milliseconds for hundreds of choice
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from nasq.space.conditions import ALWAYS, Use, Uses
 
-__all__ = ["count"]
+__all__ = ["count", "count_ruled"]
 
 _Part = frozenset[tuple[int, Uses]]  # undecided choices with what their uses still wait for
 _Recursion = Generator[_Part, int, int]
@@ -41,6 +45,55 @@ def count(sizes: Sequence[int], uses: Sequence[Uses]) -> int:
         if answer is None:
             stack.append((wanted, _solve(wanted, sizes)))
     return memo[whole]
+
+
+def count_ruled(
+    sizes: Sequence[int], uses: Sequence[Uses], columns: Sequence[int], members: NDArray[np.integer[Any]]
+) -> int:
+    """The number of canonical subnets where the choices ``columns`` take the combinations ``members`` ``[m, columns]``.
+
+    Combinations that decide the same about the other choices are counted together.
+
+    Args:
+        sizes: Number of options of each choice, parents first.
+        uses: Conditions of each choice; their parents come earlier.
+        columns: Positions of the choices with rules, which are always active.
+        members: Their allowed combinations of option indices, each once.
+    """
+    place = {column: position for position, column in enumerate(columns)}
+    parts = sorted({part for own in uses for use in own for part in use if part[0] in place}, key=str)
+    decided = np.zeros((len(members), len(parts)), dtype=np.bool_)
+    for index, (parent, allowed) in enumerate(parts):
+        decided[:, index] = np.isin(members[:, place[parent]], list(allowed))
+    if parts:
+        patterns, counts = np.unique(decided, axis=0, return_counts=True)
+    else:
+        patterns, counts = decided[:1], np.array([len(members)])
+    total = 0
+    for pattern, times in zip(patterns, counts, strict=True):
+        total += int(times) * _count_rest(sizes, uses, place, dict(zip(parts, pattern.tolist(), strict=True)))
+    return total
+
+
+def _count_rest(
+    sizes: Sequence[int],
+    uses: Sequence[Uses],
+    ruled: Mapping[int, int],
+    holds: Mapping[tuple[int, frozenset[int]], bool],
+) -> int:
+    """The number of canonical combinations of the choices without rules, once the others are decided."""
+    left_sizes, left_uses = list(sizes), list(uses)
+    gone: set[int] = set()
+    for index, own in enumerate(uses):
+        left: set[Use] = set()
+        for use in own:
+            if all(holds.get(part, part[0] not in gone) for part in use):
+                left.add(tuple(part for part in use if part[0] not in ruled))
+        if index in ruled or not left:
+            left_sizes[index], left = 1, {()}
+            gone.update([index] if index not in ruled else [])
+        left_uses[index] = ALWAYS if () in left else frozenset(left)
+    return count(left_sizes, left_uses)
 
 
 def _solve(part: _Part, sizes: Sequence[int]) -> _Recursion:

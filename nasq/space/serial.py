@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nasq.errors import ArtifactError
 from nasq.space.choice import Choice
 from nasq.space.conditions import Condition
+from nasq.space.rules import SpaceRules, describe
 from nasq.space.subnet import no_constant, unique_keys
 
 if TYPE_CHECKING:
@@ -31,14 +32,16 @@ def dump(space: SearchSpace) -> str:
         for name, uses in space.conditions.items()
     }
     value = {"schema": SCHEMA, "name": space.name, "choices": choices, "conditions": conditions}
+    if space.rules is not None:
+        value["rules"] = describe(space.rules)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
-def parse(text: str) -> tuple[list[Choice], dict[str, list[Condition]], str]:
+def parse(text: str, rules: SpaceRules | None) -> tuple[list[Choice], dict[str, list[Condition]], str]:
     """Choices, conditions and name from what :func:`dump` wrote.
 
     Raises:
-        ArtifactError: The text is corrupt, or of a newer schema.
+        ArtifactError: The text is corrupt, of a newer schema, or of a space with other rules.
     """
     try:
         value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant)
@@ -50,10 +53,22 @@ def parse(text: str) -> tuple[list[Choice], dict[str, list[Condition]], str]:
             f"a search space's JSON has the schema {schema!r}; this nasq reads schema {SCHEMA}. Install the nasq that "
             "wrote it, or a newer one."
         )
+    _check_rules(value.get("rules"), rules)
     try:
         return [_choice(item) for item in value["choices"]], _conditions(value["conditions"]), str(value["name"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"a search space's JSON is not valid: {error!r}") from error
+
+
+def _check_rules(written: Any, rules: SpaceRules | None) -> None:
+    given = None if rules is None else describe(rules)
+    if written == given:
+        return
+    names = [value.get("name") if isinstance(value, dict) else value for value in (written, given)]
+    raise ArtifactError(
+        f"a search space's JSON was written with the rules {names[0]!r}, and {names[1]!r} were given. Rules are code: "
+        "pass those of its network, SearchSpace.from_json(text, rules=network.space_rules())."
+    )
 
 
 def _choice(item: dict[str, Any]) -> Choice:

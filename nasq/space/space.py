@@ -17,6 +17,8 @@ from nasq.space.choice import Choice, Option
 from nasq.space.conditions import Condition, arrange, prune, spell
 from nasq.space.count import count
 from nasq.space.random import as_numpy
+from nasq.space.rejection import sample_members
+from nasq.space.rules import Bound, SpaceRules
 from nasq.space.serial import dump, parse
 from nasq.space.subnet import Subnet
 from nasq.space.variation import Rows, crossover_rows, mutate_rows, neighbour_rows
@@ -41,10 +43,12 @@ class SearchSpace:
         conditions: For a choice that is not always active, one conjunction ``((parent, options), ...)`` per place
             where it is used, each the whole path from the root. It is active where any of them holds.
         name: For messages and files.
+        rules: Which combinations of some choices are valid, and which are the same; see :class:`SpaceRules`. A subnet is
+            then canonical if its combination is as well.
 
     Raises:
         InputError: Equal names with different options, unknown names or options in a condition, a cycle, a choice that
-            can never be active, or one with more than 32,767 options.
+            can never be active, one with more than 32,767 options, or rules about choices that some subnets lack.
     """
 
     def __init__(
@@ -52,9 +56,11 @@ class SearchSpace:
         choices: Sequence[Choice],
         conditions: Mapping[str, Sequence[Condition]] | None = None,
         name: str = "",
+        rules: SpaceRules | None = None,
     ) -> None:
         self._choices, self._uses = arrange(choices, conditions or {})
         self._name = name
+        self._bound = None if rules is None else Bound(rules, self._choices, frozenset(self.conditions))
         for choice in self._choices:
             if len(choice.options) > MOST_OPTIONS:
                 raise InputError(f"choice {choice.name!r} has {len(choice.options)} options. Allowed: {MOST_OPTIONS}.")
@@ -97,10 +103,21 @@ class SearchSpace:
         """The simplified conditions of the choices that are not always active."""
         return MappingProxyType(spell(self._choices, self._uses))
 
+    @property
+    def rules(self) -> SpaceRules | None:
+        """Which combinations of choices are valid, where structure does not say it."""
+        return None if self._bound is None else self._bound.rules
+
     @cached_property
     def size(self) -> int:
-        """How many canonical subnets there are, exactly."""
-        return count(self._sizes.tolist(), self._uses)
+        """How many canonical subnets there are, exactly.
+
+        Raises:
+            InputError: The space has rules that would have to list their members for it, and cannot.
+        """
+        if self._bound is None:
+            return count(self._sizes.tolist(), self._uses)
+        return self._bound.count(self._sizes.tolist(), self._uses)
 
     def __len__(self) -> int:
         return len(self._choices)
@@ -111,7 +128,8 @@ class SearchSpace:
         return self._choices[self._positions[name]]
 
     def __repr__(self) -> str:
-        return f"SearchSpace({self._name!r}, {len(self)} choices, {self.size:.4g} subnets)"
+        size = f"{self.size:.4g} subnets" if self._bound is None else f"rules {self._bound.rules.name!r}"
+        return f"SearchSpace({self._name!r}, {len(self)} choices, {size})"
 
     def __eq__(self, other: object) -> bool:
         return self.to_json() == other.to_json() if isinstance(other, SearchSpace) else NotImplemented
@@ -120,32 +138,54 @@ class SearchSpace:
         return hash(self.to_json())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return SearchSpace.from_json, (self.to_json(),)
+        return SearchSpace.from_json, (self.to_json(), self.rules)
 
     # Drawing subnets
 
     def sample(self, rng: Rng) -> Subnet:
-        """One subnet: every choice uniform over its options, then made canonical."""
+        """One subnet: every choice uniform over its options (with rules: over what is valid), then made canonical."""
         return self.to_subnet(self.sample_batch(1, rng)[0])
 
     def sample_batch(self, n: int, rng: Rng) -> Rows:
-        """``n`` independent canonical rows ``[n, choices]``: uniform over options, not over canonical subnets."""
+        """``n`` independent canonical rows ``[n, choices]``: uniform over options, not over canonical subnets.
+
+        With rules, rows are drawn until ``n`` are valid, up to 100,000 draws and 1000 more per row.
+
+        Raises:
+            InputError: ``n`` is negative, or too few draws were valid; says how many.
+        """
         if n < 0:
             raise InputError(f"cannot sample {n} subnets. Give a number of at least 0.")
-        drawn = as_numpy(rng).integers(0, self._sizes, size=(n, len(self)), dtype=np.int64)
-        return self.canonical(drawn.astype(np.int16))
+        generator = as_numpy(rng)
+
+        def draw(count: int) -> Rows:
+            return generator.integers(0, self._sizes, size=(count, len(self)), dtype=np.int64).astype(np.int16)
+
+        if self._bound is None:
+            return self._structural(draw(n))
+        return sample_members(self.settle, draw, n, self._bound.rules.name)
 
     def default(self) -> Subnet:
-        """Every choice at its default."""
-        return self.to_subnet(self._defaults)
+        """Every choice at its default (with rules: the valid subnet nearest to that of 1,000 random ones)."""
+        return self._nearest(self._defaults)
 
     def smallest(self) -> Subnet:
         """Ordered choices of numbers at their first option, all others at their default."""
-        return self.to_subnet(np.where(self._ordered, 0, self._defaults).astype(np.int16))
+        return self._nearest(np.where(self._ordered, 0, self._defaults).astype(np.int16))
 
     def largest(self) -> Subnet:
         """Ordered choices of numbers at their last option, all others at their default."""
-        return self.to_subnet(np.where(self._ordered, self._sizes - 1, self._defaults).astype(np.int16))
+        return self._nearest(np.where(self._ordered, self._sizes - 1, self._defaults).astype(np.int16))
+
+    def _nearest(self, row: Rows) -> Subnet:
+        """The subnet of a row; with rules that it breaks, the nearest of some valid ones, always the same."""
+        rows, member = self.settle(self._structural(row[None]))
+        if member[0]:
+            return self.to_subnet(rows[0])
+        found = self.sample_batch(1000, np.random.default_rng(0))
+        steps = np.abs(found - row) / np.maximum(self._sizes - 1, 1)
+        distance = np.where(self._ordered, steps, found != row).sum(axis=1)
+        return self.to_subnet(found[distance.argmin()])
 
     @cached_property
     def _ordered(self) -> NDArray[np.bool_]:
@@ -161,6 +201,20 @@ class SearchSpace:
         """
         return self._activity(self._checked(rows))
 
+    def settle(self, rows: NDArray[np.integer[Any]]) -> tuple[Rows, NDArray[np.bool_]]:
+        """The canonical form of rows ``[n, choices]``, and which of them are members of the space, ``[n]``.
+
+        Without rules all are; rows that are none only have their inactive choices at the default.
+        """
+        found = self._structural(self._checked(rows))
+        if self._bound is None:
+            return found, np.ones(len(found), dtype=np.bool_)
+        settled, member = self._bound.settle(found)
+        return self._structural(settled), member
+
+    def _structural(self, rows: Rows) -> Rows:
+        return np.where(self._activity(rows), rows, self._defaults)
+
     @overload
     def canonical(self, x: NDArray[np.integer[Any]]) -> Rows: ...
 
@@ -171,12 +225,22 @@ class SearchSpace:
         """The canonical form: inactive entries of rows ``[n, choices]`` at their default, inactive names dropped.
 
         Raises:
-            InputError: A name or an option is unknown, or an active choice is missing.
+            InputError: A name or an option is unknown, an active choice is missing, or a row breaks the space's rules.
         """
         if isinstance(x, Mapping):
             return self.to_subnet(self.to_rows([x])[0])
-        rows = self._checked(x)
-        return np.where(self._activity(rows), rows, self._defaults)
+        rows, member = self.settle(x)
+        return self._members(rows, member)
+
+    def _members(self, rows: Rows, member: NDArray[np.bool_]) -> Rows:
+        if not member.all():
+            assert self._bound is not None
+            broken = self._view(rows[np.flatnonzero(~member)[:1]])[0]
+            raise InputError(
+                f"the subnet {broken.to_json()[:300]} is not valid by the rules {self._bound.rules.name!r}, or not in this "
+                "part of the space. Take it from sample, mutate or crossover, or ask settle() which rows are valid."
+            )
+        return rows
 
     def to_rows(self, subnets: Iterable[Mapping[str, Option]]) -> Rows:
         """Canonical rows ``[n, choices]``; options of inactive choices are ignored.
@@ -203,11 +267,13 @@ class SearchSpace:
                 f"a subnet has no option for the active choice{'s' * (len(missing) > 1)} {_listed(missing)}. "
                 "Give one for each."
             )
-        return np.where(active, rows, self._defaults)
+        return self.canonical(rows)
 
     def to_subnets(self, rows: NDArray[np.integer[Any]]) -> list[Subnet]:
         """The canonical subnets of rows ``[n, choices]``."""
-        checked = self._checked(rows)
+        return self._view(self._checked(rows) if self._bound is None else self.canonical(rows))
+
+    def _view(self, checked: Rows) -> list[Subnet]:
         active = self._activity(checked)
         return [
             Subnet._trusted(
@@ -258,16 +324,23 @@ class SearchSpace:
             name = superfluous[0]
             raise InputError(
                 f"a subnet has options for {_listed(superfluous)}, which it does not use: {name!r} is active only if "
-                f"{self._when(name)}. Leave them out, or use SearchSpace.canonical."
+                f"{self.when(name)}. Leave them out, or use SearchSpace.canonical."
+            )
+        if self._bound is not None and kept != subnet:
+            name = next(name for name in kept if kept[name] != subnet[name])
+            raise InputError(
+                f"a subnet is not the canonical one of those that are the same by the rules {self._bound.rules.name!r}: "
+                f"there, {name!r} is {kept[name]!r}. Use SearchSpace.canonical."
             )
 
-    def _when(self, name: str) -> str:
+    def when(self, name: str) -> str:
+        """The condition of a choice in words; empty where it is always active."""
         uses = (
             " and ".join(
                 f"{parent!r} is {' or '.join(repr(o) for o in self[parent].options if o in options)}"
                 for parent, options in use
             )
-            for use in self.conditions[name]
+            for use in self.conditions.get(name, ())
         )
         return "; or ".join(uses)
 
@@ -283,7 +356,8 @@ class SearchSpace:
         """Redraws each active choice among its other options with probability ``rate``; the result is canonical.
 
         At least one active choice changes where any has more than one option. A choice that becomes active through
-        the change is drawn uniformly.
+        the change is drawn uniformly. With rules, a change that leads nowhere is drawn again; a subnet for which 100
+        draws find no other stays.
 
         Args:
             x: A subnet or rows ``[n, choices]``; the result has the same form.
@@ -308,7 +382,8 @@ class SearchSpace:
         """A child per pair: each choice has either parent's option with equal probability; the result is canonical.
 
         Where a choice is active in one parent only, that parent's option is taken; a choice that is active in the
-        child alone has its default.
+        child alone has its default. With rules, a child that is not valid is drawn again, at most 100 times; then it is
+        the first parent.
 
         Args:
             a: A subnet or rows ``[n, choices]``.
@@ -331,7 +406,7 @@ class SearchSpace:
         """The sub-space in which some choices have fewer options.
 
         Options keep their order; a default that is gone is replaced by the choice's usual one. Choices that can no
-        longer be active are left out.
+        longer be active are left out. With rules, the canonical subnets are those of this space whose options are left.
 
         Args:
             allowed: Choice name to the options to keep.
@@ -342,7 +417,7 @@ class SearchSpace:
         kept = {name: self._kept(name, options) for name, options in allowed.items()}
         narrowed = [_narrow(choice, kept.get(choice.name)) for choice in self._choices]
         choices, conditions = prune(narrowed, self.conditions)
-        return SearchSpace(choices, conditions, name=self._name)
+        return SearchSpace(choices, conditions, name=self._name, rules=self.rules)
 
     def _kept(self, name: str, options: Iterable[Option]) -> set[int]:
         choice = self[name]
@@ -362,15 +437,19 @@ class SearchSpace:
         return dump(self)
 
     @classmethod
-    def from_json(cls, text: str) -> SearchSpace:
+    def from_json(cls, text: str, rules: SpaceRules | None = None) -> SearchSpace:
         """Reads what :meth:`to_json` wrote.
 
+        Args:
+            text: The JSON.
+            rules: The space's rules, where it has any: they are code, and the JSON holds only their name.
+
         Raises:
-            ArtifactError: The text is corrupt, or of a newer schema.
+            ArtifactError: The text is corrupt, of a newer schema, or of a space with other rules.
         """
-        choices, conditions, name = parse(text)
+        choices, conditions, name = parse(text, rules)
         try:
-            return cls(choices, conditions, name=name)
+            return cls(choices, conditions, name=name, rules=rules)
         except InputError as error:
             raise ArtifactError(f"a search space's JSON is not valid: {error}") from error
 

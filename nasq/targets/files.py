@@ -106,6 +106,8 @@ def _check_refused(what: str, name: str) -> None:
     if feature not in FEATURES:
         raise choose_from(f"feature of {what}:", feature, FEATURES)
     known = FEATURES[feature] or tuple(map(str, range(1, MOST_BITS + 1)))
+    if feature == "weight_granularity":
+        known = (*known, "group")  # of any size
     if option and option not in known:
         raise choose_from(f"option of {feature!r} of {what}:", option, known)
 

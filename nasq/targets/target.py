@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -9,7 +10,11 @@ from nasq.errors import InputError, TargetError, choose_from
 
 __all__ = ["FEATURES", "OPERATORS", "Removal", "Target"]
 
-OPERATORS = ("conv", "linear", "add", "avg_pool", "max_pool", "reshape", "clip", "concat")
+OPERATORS = (
+    "conv", "linear", "add", "avg_pool", "max_pool", "reshape", "clip", "concat", "slice", "pad", "transpose", "upsample",
+    "table", "constant", "mul", "sub", "matmul", "softmax", "layer_norm",
+)  # fmt: skip
+_GROUP = re.compile("group[1-9][0-9]*")  # step sizes for so many neighbouring inputs of an output
 MOST_BITS = 16  # what may be asked for
 CONTAINER_BITS = 8  # what the containers of any target hold
 
@@ -115,6 +120,8 @@ class Target:
         return kept, removed
 
     def _reason(self, feature: str, option: int | str) -> str:
+        if _GROUP.fullmatch(str(option)):
+            option = "group"
         fallback = f"the target lists only {', '.join(map(str, getattr(self, feature)))}"
         return self.refused.get(f"{feature}:{option}") or self.refused.get(feature) or fallback
 
@@ -136,6 +143,9 @@ def _bits(feature: str, option: object) -> int:
 
 
 def _named(feature: str, option: object, known: tuple[str, ...]) -> str:
+    # Groups of inputs may be asked for; no target has a kernel for them, and each says why.
+    if feature == "weight_granularity" and isinstance(option, str) and _GROUP.fullmatch(option):
+        return option
     if not isinstance(option, str) or option not in known:
         raise choose_from(feature.replace("_", " "), str(option), known)
     return option

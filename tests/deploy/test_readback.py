@@ -130,7 +130,7 @@ def second_domain(model: onnx.ModelProto) -> None:
         (swap, "inputs is"),
         (other_output, "the graph's outputs is"),
         (further_output, "the graph's outputs is integers, output, q1, the bundle says"),
-        (float_relu, "what reads its output is Relu, the bundle says one QuantizeLinear"),
+        (float_relu, "operator is Relu, the bundle says Conv"),
         (other_pool, "the number of layers|operator is"),
         (custom_domain, r"not a valid ONNX file: .*com\.example"),
         (second_domain, "functions or another domain, the bundle says standard ONNX operators only"),

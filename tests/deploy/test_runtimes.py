@@ -31,7 +31,7 @@ def test_with_optimizations_off_nothing_is_fused_and_the_coverage_says_so() -> N
     off = {"graph_optimization_level": "ORT_DISABLE_ALL"}
     coverage = integer_coverage(DATA, PROGRAM, off)
     assert coverage.kernels["Conv"] == 8 and "QLinearConv" not in coverage.kernels
-    assert coverage.integer == {"convolutions": 0, "linears": 0, "sums": 0, "pools": 0, "concats": 0}
+    assert set(coverage.integer.values()) == {0} and {"convolutions", "sums", "products"} <= set(coverage.integer)
     assert coverage.share("sums") == 0.0 and coverage.share("concats") == 1.0
     assert set(coverage.floats) == {
         op.path for op in PROGRAM.ops if op.path.startswith(("conv", "add", "avg", "linear"))

@@ -135,3 +135,25 @@ def test_evaluating_restores_every_mode_also_after_an_error() -> None:
         assert not any(module.training for module in net.modules())
         raise ZeroDivisionError
     assert [module.training for module in net.modules()] == before
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "message"),
+    [
+        (
+            elastic.Conv2d(3, 4, 3),
+            torch.zeros(2, 1, 8, 8),
+            r"Conv2d takes 3 input channels, .*\[2, 1, 8, 8\] has 1\. Give",
+        ),
+        (elastic.Conv2d(3, 4, 3), torch.zeros(2), r"Conv2d takes 3 input channels, .*\[2\] has 0"),
+        (elastic.Linear(Choice("w", (4, 6)), 2), torch.zeros(5, 4), r"Linear takes 6 input features, .*\[5, 4\] has 4"),
+    ],
+)
+def test_an_input_of_another_size_is_refused_with_both_sizes(layer: nn.Module, x: Tensor, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        layer(x)
+
+
+def test_other_failures_of_torch_stay_as_they_are() -> None:
+    with pytest.raises(RuntimeError, match="type"):
+        elastic.Linear(4, 2)(torch.zeros(5, 4, dtype=torch.float64))

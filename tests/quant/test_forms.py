@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nasq import Choice, Supernet
 from nasq.elastic import share_active
+from nasq.quant import fake
 from nasq.quant.arithmetic import STEP_FLOOR
 from nasq.quant.calibration import initialise_weight
 from nasq.quant.forms import ActivationForm, WeightForm
@@ -198,3 +199,40 @@ def test_parameters_exist_before_an_optimizer_is_built() -> None:
         with supernet.activate(supernet.space.sample(generator(seed))):
             supernet(images(2)).sum().backward()
     assert {id(parameter) for parameter in network.parameters()} == before
+
+
+def test_gradient_scales_of_steps() -> None:
+    """LSQ: one over the root of (weights per step times the largest integer); EQ-Net's released code divides otherwise."""
+    w = torch.randn(6, 4, 3, 3, generator=generator(0))
+    gradients = []
+    for released in (False, True):
+        form = WeightForm(6, 4, True, released)
+        with torch.no_grad():
+            form.log_step.fill_(-2.0)
+        form.fake(w).sum().backward()
+        gradients.append(form.log_step.grad)
+        assert form.sliced(3).released is released
+    assert gradients[0] is not None and gradients[1] is not None
+    assert fake.released_scale(w, 7) == pytest.approx(2 / (7 * 6 * 9) ** 0.5)
+    assert fake.gradient_scale(36, 7) == pytest.approx(1 / (7 * 36) ** 0.5)
+    torch.testing.assert_close(gradients[1] / gradients[0], torch.full((6,), 2 * (36 / 54) ** 0.5))
+    network = quantized(weight_granularity=("tensor", "channel"), released_gradient=True)
+    assert all(
+        form.released for form in network.modules() if isinstance(form, WeightForm) and form.log_step.requires_grad
+    )
+
+
+def test_forms_may_be_tied_over_the_whole_network() -> None:
+    """EQ-Net's evaluation: granularity and symmetry are one choice each for all layers."""
+    grain = Choice("granularity", ("tensor", "channel"), ordered=False)
+    kind = Choice("symmetry", ("symmetric", "asymmetric"), ordered=False)
+    network = quantized(weight_granularity=grain, weight_symmetry=kind, activation_symmetry=kind, target="generic")
+    supernet = Supernet(network)
+    assert {name for name in supernet.space.names if "granularity" in name or "symmetry" in name} == {
+        "granularity", "symmetry",
+    }  # fmt: skip
+    with supernet.activate({**supernet.space.default(), "granularity": "channel", "symmetry": "asymmetric"}):
+        forms = [module.form() for module in network.modules() if isinstance(module, WeightQuantizer)]
+    assert all(form.granularity == "channel" and not form.symmetric for form in forms)
+    with pytest.raises(ValueError, match="choice 'symmetry' has an option that target 'onnxruntime-cpu' refuses"):
+        quantized(weight_symmetry=kind)

@@ -14,9 +14,10 @@ from torch.nn import functional as F
 from nasq.quant import calibrate, freeze, quantize
 from nasq.quant import program as p
 from nasq.quant.arithmetic import add_integers
+from nasq.quant.combining import AddProducer, AvgPoolProducer, ConcatProducer
 from nasq.quant.forms import ActivationForm
 from nasq.quant.passing import Clip, Flatten, MaxPool, Same
-from nasq.quant.producers import AddProducer, AvgPoolProducer, ConcatProducer, Producer
+from nasq.quant.producers import Producer
 from nasq.quant.value import Grid, Recorder, Value
 
 from . import slow

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq import Choice, Supernet, elastic
-from nasq.errors import InputError
+from nasq.errors import InputError, TargetError
 from nasq.quant import QuantizedNetwork, calibrate, quantize
+from nasq.quant.combining import AddProducer, AvgPoolProducer, ConcatProducer
 from nasq.quant.passing import Clip
-from nasq.quant.producers import AddProducer, AvgPoolProducer, ConcatProducer, LayerProducer, Producer
+from nasq.quant.producers import LayerProducer, Producer
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from nasq.targets import load
 
@@ -344,29 +345,68 @@ def test_an_attribute_called_quantization_is_refused() -> None:
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda net, x: net.act(net.c(x)), r"Hardswish at 'act' has no integer form yet\. Supported: Conv2d"),
-        (lambda net, x: net.c(x).sigmoid(), r"sigmoid at 'sigmoid' has no integer form"),
-        (lambda net, x: net.c(x) * 2, r"mul at 'mul' has no integer form"),
+        (lambda net, x: net.act(net.c(x)), r"PReLU at 'act' has no integer form yet\. Supported: Conv2d"),
+        (lambda net, x: net.c(x).sin(), r"sin at 'sin' has no integer form"),
         (lambda net, x: net.reflect(x), r"Conv2d at 'reflect' has no integer form"),
-        (lambda net, x: net.block(net.c(x)), r"Hardswish at 'block\.blocks\.0\.1' has no integer form"),
-        (lambda net, x: net.c(x) * net.scale.weight.reshape(1, 4, 1, 1), r"has no integer form"),
+        (lambda net, x: net.block(net.c(x)), r"PReLU at 'block\.blocks\.0\.1' has no integer form"),
         (lambda net, x: net.c(x - torch.ones(3, 1, 1)), r"has no integer form"),
     ],
 )
 def test_what_has_no_integer_form_is_named_with_its_path(forward: Any, message: str) -> None:
     net = Net(
-        forward, c=conv(), act=nn.Hardswish(), reflect=nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
-        block=elastic.Repeat([nn.Sequential(conv(4), nn.Hardswish())]), scale=nn.Linear(4, 1),
+        forward, c=conv(), act=nn.PReLU(), reflect=nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        block=elastic.Repeat([nn.Sequential(conv(4), nn.PReLU())]),
     )  # fmt: skip
     with pytest.raises(InputError, match=message):
         quantize(net, images(1))
 
 
 @pytest.mark.parametrize("option", ["weight_bits", "activation_bits"])
-@pytest.mark.parametrize("bits", [(), (1, 2), (9,), (2.5,), (True,), ("4",), 4])
-def test_bits_outside_two_to_eight_are_refused(option: str, bits: Any) -> None:
-    with pytest.raises(InputError, match=rf"{option}.*(whole numbers from 2 to 8|Give several in a tuple)"):
+@pytest.mark.parametrize("bits", [(), (0, 2), (17,), (2.5,), (True,), ("4",), 4])
+def test_bits_outside_one_to_sixteen_are_refused(option: str, bits: Any) -> None:
+    with pytest.raises(InputError, match=rf"{option}.*(whole numbers from 1 to 16|Give several in a tuple)"):
         quantize(nn.Sequential(conv()), images(1), **{option: bits})
+
+
+@pytest.mark.parametrize("option", ["weight_bits", "activation_bits"])
+def test_bits_that_the_target_does_not_run_are_removed_with_its_reason(option: str) -> None:
+    network = quantize(nn.Sequential(conv(), conv(4)), images(1), **{option: (1, 2, 9)})
+    assert [(removal.feature, removal.option) for removal in network.removed] == [(option, 1), (option, 9)]
+    with pytest.raises(TargetError, match=r"cannot run 16-bit .*: the runtime's integer kernels take"):
+        quantize(nn.Sequential(conv()), images(1), **{option: (16,)})
+
+
+def test_a_granularity_that_the_target_cannot_run_is_removed_with_its_reason() -> None:
+    network = quantize(nn.Sequential(conv(), conv(4)), images(1), weight_granularity=("channel", "group16"))
+    (removal,) = network.removed
+    assert (removal.feature, removal.option) == ("weight_granularity", "group16")
+    assert "scaled once per output channel" in removal.reason
+    with pytest.raises(
+        TargetError, match=r"scaled once per output channel.*Allowed weight_granularity: tensor, channel"
+    ):
+        quantize(nn.Sequential(conv()), images(1), "generic", weight_granularity=("group64",))
+    with pytest.raises(InputError, match=r"unknown weight granularity 'group0'"):
+        quantize(nn.Sequential(conv()), images(1), weight_granularity=("group0",))
+
+
+def test_where_says_what_has_choices() -> None:
+    net = nn.Sequential(conv(), nn.ReLU(), conv(4), nn.ReLU(), conv(4), nn.ReLU(), conv(4))
+    every = {"weight_granularity": ("tensor", "channel")}
+    assert names_of(quantize(net, images(1), where=("2",), **every)) == {
+        "2.activation_bits", "2.weight_bits", "2.weight_granularity",
+    }  # fmt: skip
+    both = quantize(net, images(1), where=("[24]",), weight_bits=(2, 4), activation_bits=(2, 3))
+    assert {name.split(".")[0] for name in names_of(both)} == {"2", "4"}
+    one = quantize(net, images(1), where=("4",), weight_bits=(2, 4), activation_bits=(2, 3))
+    quantizers = [module for module in one.modules() if isinstance(module, WeightQuantizer)]
+    assert [quantizer.decided("bits") for quantizer in quantizers] == [8, 4, 4, 8]
+    assert names_of(one) == {"4.weight_bits"}  # what the last layer reads is pinned
+    with pytest.raises(
+        InputError, match=r"the pattern 'layer9\.\*' of where fits no layer and no tensor\. Paths here: 0, "
+    ):
+        quantize(net, images(1), where=("2", "layer9.*"))
+    with pytest.raises(InputError, match=r"where is '2'\. Give several patterns in a tuple: \('2',\)"):
+        quantize(net, images(1), where="2")
 
 
 @pytest.mark.parametrize("bits", [1, 0, 9, 16, True, 2.5, "8"])

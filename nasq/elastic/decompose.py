@@ -1,0 +1,156 @@
+"""Operations that are recorded as several simpler ones, so that every user of a graph needs to know fewer kinds.
+
+The functions here run while a network is traced, on proxies: what they compute is what is recorded.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn import functional as F
+
+from nasq.elastic.kinds import is_of_timm
+
+__all__ = ["function_parts", "is_known_leaf", "module_parts", "select_before_permuting"]
+
+Call = Callable[..., Any]
+
+_LEAVES = ("Linear", "DropPath", "LayerNorm", "GroupNorm1")
+
+
+def is_known_leaf(module: nn.Module) -> bool:
+    """Whether one of timm's layers computes, in evaluation, what the class of torch's that it inherits from computes."""
+    return is_of_timm(module, *_LEAVES)
+
+
+def _norm_act(record: Call, module: nn.Module, x: Any) -> Any:
+    """A BatchNorm that holds its activation: the norm is recorded, then what it holds, in order."""
+    x = record(x)
+    for child in module.children():
+        x = child(x)
+    return x
+
+
+def _norm_of_channels(record: Call, module: nn.Module, x: Any) -> Any:
+    """A layer norm over the channels of ``[N, C, H, W]``: over the last dimension of its permutation."""
+    return record(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _softmax(record: Call, module: nn.Module, x: Any) -> Any:
+    assert isinstance(module, nn.Softmax)
+    return x.softmax(dim=module.dim)
+
+
+def module_parts(module: nn.Module) -> Callable[[Call, nn.Module, Any], Any] | None:
+    """How a call of ``module`` is recorded, or ``None`` where nothing is special about it.
+
+    The result is called with a function that records the module itself, without what its class adds to the class of
+    torch's it inherits from, with the module, and with its input.
+    """
+    if is_of_timm(module, "BatchNormAct2d"):
+        return _norm_act
+    if type(module) is nn.Softmax and module.dim is not None:
+        return _softmax
+    return _norm_of_channels if is_of_timm(module, "LayerNorm2d") else None
+
+
+def _attention(
+    query: Any,
+    key: Any,
+    value: Any,
+    attn_mask: Any = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **more: Any,
+) -> Any:
+    """Scaled dot-product attention: ``softmax(query key^T scale + mask) value``."""
+    scale = more.pop("scale", None)
+    if is_causal or dropout_p or any(more.values()):
+        raise ValueError("attention that is causal, grouped or has dropout is not known; write it as matrix products")
+    logits = (query * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)) @ key.transpose(-2, -1)
+    if attn_mask is not None:
+        logits = logits + attn_mask
+    return logits.softmax(dim=-1) @ value
+
+
+def _addcmul(a: Any, b: Any, c: Any) -> Any:
+    return a + b * c
+
+
+def _like(x: Any, other: Any) -> Any:
+    return x.reshape(other.shape)
+
+
+def _unbind(x: Any, dim: int = 0) -> Any:
+    dim = dim % x.ndim
+    return tuple(x[(*[slice(None)] * dim, index)] for index in range(x.shape[dim]))
+
+
+_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+    F.scaled_dot_product_attention: _attention,
+    torch.addcmul: _addcmul,
+    torch.unbind: _unbind,
+    "addcmul": _addcmul,
+    "reshape_as": _like,
+    "view_as": _like,
+    "unbind": _unbind,
+}
+
+
+def function_parts(target: Any) -> Callable[..., Any] | None:
+    """How a call of a function, or of a tensor's method of a name, is recorded; ``None``: as it is."""
+    return _FUNCTIONS.get(target)
+
+
+def _permuted(node: fx.Node, value: Any) -> tuple[int, ...]:
+    """The dimensions of a permutation that puts another dimension than the batch first; empty where it is none."""
+    if node.target not in {"permute", torch.permute} or not isinstance(value, Tensor):
+        return ()
+    rest = node.args[1:]
+    dims = rest[0] if len(rest) == 1 and isinstance(rest[0], (tuple, list)) else rest
+    plain = tuple(dim % value.ndim for dim in dims if isinstance(dim, int))
+    return plain if len(plain) == value.ndim and plain[0] else ()
+
+
+def _place(node: fx.Node) -> int | None:
+    """The index that ``x[index]`` takes of the first dimension; ``None`` where it is something else."""
+    if node.target is not operator.getitem:
+        return None
+    index = node.args[1]
+    index = index[0] if isinstance(index, tuple) and len(index) == 1 else index
+    return index if type(index) is int else None
+
+
+def select_before_permuting(graph: fx.Graph, values: dict[fx.Node, Any], makers: dict[fx.Node, str]) -> None:
+    """Rewrites ``x.permute(2, 0, ...)[i]`` as ``x[:, :, i].permute(...)``, so that the batch stays in front.
+
+    That is how attention takes query, key and value out of one linear layer's output.
+
+    Args:
+        graph: Of torch.fx; changed in place.
+        values, makers: The value and the maker of every node; extended.
+    """
+    for node in list(graph.nodes):
+        dims = _permuted(node, values.get(node))
+        users = list(node.users)
+        if not dims or not all(_place(user) is not None for user in users):
+            continue
+        source, first = node.args[0], dims[0]
+        assert isinstance(source, fx.Node)
+        rest = tuple(dim - (dim > first) for dim in dims[1:])
+        for user in users:
+            index = (*[slice(None)] * first, _place(user))
+            with graph.inserting_before(user):
+                chosen = graph.call_function(operator.getitem, (source, index))
+                turned = graph.call_method("permute", (chosen, *rest))
+            values[chosen] = values[source][index]
+            values[turned] = values[user]
+            makers[chosen] = makers[turned] = makers[user]
+            user.replace_all_uses_with(turned)
+            graph.erase_node(user)
+        graph.erase_node(node)

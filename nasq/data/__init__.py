@@ -2,7 +2,18 @@
 
 from nasq.data.augment import Augment, AugmentPolicy
 from nasq.data.dataset import DataSet, Split
+from nasq.data.importance import ImportanceSampler
 from nasq.data.samplers import DataSampler, UniformSampler
 from nasq.data.sources import NAMES, load
 
-__all__ = ["NAMES", "Augment", "AugmentPolicy", "DataSampler", "DataSet", "Split", "UniformSampler", "load"]
+__all__ = [
+    "NAMES",
+    "Augment",
+    "AugmentPolicy",
+    "DataSampler",
+    "DataSet",
+    "ImportanceSampler",
+    "Split",
+    "UniformSampler",
+    "load",
+]

@@ -16,6 +16,7 @@ from torch import Tensor
 from nasq.data.dataset import DataSet, Split
 from nasq.data.folder import Part, Source, read_folder
 from nasq.data.splits import split_size, stratified_split
+from nasq.data.text import as_source, docstrings
 from nasq.errors import InputError, MissingPackageError, choose_from
 
 __all__ = ["NAMES", "load"]
@@ -48,6 +49,7 @@ def load(
     seed: int = 0,
     validation: float | None = None,
     image_size: int | tuple[int, int] | None = None,
+    test_seed: int | None = None,
 ) -> DataSet:
     """Loads a data set as three disjoint splits.
 
@@ -62,6 +64,8 @@ def load(
                               0..255 as ``(255 * x + 8) // 16``, one-to-one                             non-test
     ``cifar10, cifar100``     torchvision, 3x32x32                                                     10 %
     ``fashion_mnist``         torchvision, 1x28x28                                                     10 %
+    ``docstrings``            the docstrings of Python's standard library as one-hot images 1x64x256,       its own
+                              labelled with the next byte (:func:`nasq.data.text.as_source`)
     ``image_folder``          ``root/{train,val,test}/CLASS/*`` or ``root/CLASS/*``; val and test       10 %
                               may be absent; RGB, scaled so that the shorter side fits and cropped
                               at the centre
@@ -76,6 +80,8 @@ def load(
             (int). ``None`` takes the default above, or the folder's own validation part.
         image_size: Pixels, ``side`` or ``(height, width)``; needed by ``image_folder``. The other sets are resized
             (bilinear, antialiased) where it is given.
+        test_seed: Draws another test part, for repeated hold-out estimates; only for sets without one of their own.
+            ``None`` takes the fixed one.
 
     Raises:
         InputError: An unknown name, a missing or unreadable file, a size outside its range.
@@ -90,7 +96,7 @@ def load(
     source = _ENTRIES[name].read(request)
     if size is not None:
         source = _resized(source, size)
-    return _assemble(name, source, seed, validation)
+    return _assemble(name, source, seed, validation, test_seed)
 
 
 def _checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
@@ -104,7 +110,7 @@ def _checked_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] |
     return pair[0], pair[1]
 
 
-def _assemble(name: str, source: Source, seed: int, validation: float | None) -> DataSet:
+def _assemble(name: str, source: Source, seed: int, validation: float | None, test_seed: int | None = None) -> DataSet:
     """Makes the three splits. Indices count through the source: its training part, then validation, then test."""
     pool, own_validation, own_test = source.train, source.validation, source.test
     if own_validation is not None and validation is not None:
@@ -112,10 +118,14 @@ def _assemble(name: str, source: Source, seed: int, validation: float | None) ->
             f"validation is {validation!r}, but {name!r} at this root has a validation part of its own; "
             "leave the size out, or remove that folder"
         )
+    if own_test is not None and test_seed is not None:
+        raise InputError(f"test_seed is {test_seed}, but {name!r} has a test part of its own; leave the seed out")
     here = torch.arange(len(pool.labels))
     if own_test is None:
         count = split_size(TEST_SHARE, len(here), "the share of test")
-        test_at, here = stratified_split(pool.labels, count, torch.Generator().manual_seed(TEST_SEED))
+        test_at, here = stratified_split(
+            pool.labels, count, torch.Generator().manual_seed(TEST_SEED if test_seed is None else test_seed)
+        )
         test = _take(pool, test_at)
     else:
         before = len(pool.labels) + (0 if own_validation is None else len(own_validation.labels))
@@ -235,11 +245,18 @@ def _read_image_folder(request: _Request) -> Source:
     return read_folder(root, request.image_size)
 
 
+def _read_docstrings(request: _Request) -> Source:
+    if request.image_size is not None:
+        raise InputError("image_size is given for 'docstrings', which is a text. Leave it out")
+    return as_source(docstrings())
+
+
 _ENTRIES: dict[str, _Entry] = {
     "digits": _Entry(_read_digits, 0.25),
     "cifar10": _Entry(_read_torchvision, 0.1),
     "cifar100": _Entry(_read_torchvision, 0.1),
     "fashion_mnist": _Entry(_read_torchvision, 0.1),
+    "docstrings": _Entry(_read_docstrings, 0.1),
     "image_folder": _Entry(_read_image_folder, 0.1),
 }
 

@@ -32,6 +32,8 @@ class TrainConfig:
     """Highest learning rate, reached when the warm-up ends."""
     momentum: float = 0.9
     """SGD's momentum, or Adam's beta 1; 0 to below 1."""
+    step_lr: float = 1.0
+    """What the learning rate of step sizes and zero-points is a multiple of ``lr`` by."""
     weight_decay: float = 1e-4
     """Of parameters with two axes and more; norms, biases and step sizes never decay."""
     scheduler: Literal["cosine", "constant"] = "cosine"
@@ -42,16 +44,34 @@ class TrainConfig:
     """Largest norm of a step's whole gradient; ``None`` for no limit."""
     label_smoothing: float = 0.0
     """Share of the label that is spread over all classes, 0 to below 1."""
-    sampler: Literal["uniform", "sandwich"] = "sandwich"
-    """Which subnets a step trains: ``paths`` random ones, or the largest, ``paths`` random ones and the smallest."""
+    sampler: Literal["uniform", "sandwich", "guided", "fair", "importance"] = "sandwich"
+    """Which subnets a step trains: ``paths`` random ones; the largest, ``paths`` random ones and the smallest; the same
+    with each taught by the one before it (:class:`nasq.training.Guidance`); every option equally often
+    (:class:`nasq.training.StrictFairness`); or one drawn by gradient norms (:class:`nasq.training.ImportancePaths`)."""
+    data_sampler: Literal["uniform", "importance"] = "uniform"
+    """Which images a step sees: each once per epoch, or those drawn by how wrong their predictions were."""
+    importance_shared: bool = False
+    """Whether choices with equal options share one distribution (``sampler: importance``), as PA&DA was published."""
+    importance_decay: float | None = None
+    """Of the moving average of gradient norms, 0 to 1; ``None``: averages of one half, anew each epoch, as published."""
+    importance_floor: float = 0.0
+    """Least probability of an option, as a share of the uniform one, 0 to 1 (``sampler: importance``)."""
+    reweight: bool = False
+    """Whether losses are divided by how much more often than uniform they were drawn, which leaves gradients unbiased."""
     paths: int = 1
     """Number of random subnets per step; their gradients are summed."""
     smallest: bool = True
     """Whether a sandwich ends with the smallest subnet."""
     distill: float = 0.5
-    """Weight of the largest subnet's soft labels in the other subnets' loss, 0 to 1; needs ``sandwich``."""
+    """Weight of the teaching subnet's soft labels in the other subnets' loss, 0 to 1; needs ``sandwich`` or ``guided``."""
     temperature: float = 1.0
     """Softmax temperature of the distillation."""
+    skewness: float = 0.0
+    """Weight of the squared skewness of the layers' weights in the loss (EQ-Net's released code: 1.0)."""
+    kurtosis: float = 0.0
+    """Weight of ``(kurtosis - 1.8)^2`` of the layers' weights in the loss (EQ-Net's released code: 0.015)."""
+    from_scratch: bool = False
+    """Whether training random weights with few bits is meant; otherwise the training warns once."""
     bf16: Automatic = "auto"
     """Forward passes in bf16 autocast; ``"auto"``: where :func:`nasq.training.precision.fast_bf16` finds it fast."""
     channels_last: Automatic = "auto"
@@ -134,16 +154,25 @@ _RULES: tuple[Rule, ...] = (
     _one_of("optimizer", "sgd", "adam", "adamw"),
     _number("lr", "a number above 0", lambda value: value > 0),
     _number("momentum", "a number from 0 to below 1", lambda value: 0 <= value < 1),
+    _number("step_lr", "a number above 0", lambda value: value > 0),
     _number("weight_decay", "a number, 0 or more", lambda value: value >= 0),
     _one_of("scheduler", "cosine", "constant"),
     _number("warmup_epochs", "a number, 0 or more", lambda value: value >= 0),
     _optional(_number("clip_norm", "a number above 0", lambda value: value > 0)),
     _number("label_smoothing", "a number from 0 to below 1", lambda value: 0 <= value < 1),
-    _one_of("sampler", "uniform", "sandwich"),
+    _one_of("sampler", "uniform", "sandwich", "guided", "fair", "importance"),
+    _one_of("data_sampler", "uniform", "importance"),
+    _one_of("importance_shared", True, False),
+    _optional(_number("importance_decay", "a number from 0 to 1", lambda value: 0 <= value <= 1)),
+    _number("importance_floor", "a number from 0 to 1", lambda value: 0 <= value <= 1),
+    _one_of("reweight", True, False),
     _integer("paths", 1),
     _one_of("smallest", True, False),
     _number("distill", "a number from 0 to 1", lambda value: 0 <= value <= 1),
     _number("temperature", "a number above 0", lambda value: value > 0),
+    _number("skewness", "a number, 0 or more", lambda value: value >= 0),
+    _number("kurtosis", "a number, 0 or more", lambda value: value >= 0),
+    _one_of("from_scratch", True, False),
     _one_of("bf16", "auto", True, False),
     _one_of("channels_last", "auto", True, False),
     _integer("seed", 0, 2**63 - 1),

@@ -10,15 +10,17 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet, UniformSampler
+from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet
 from nasq.errors import InputError, TrainingError
-from nasq.training import checkpoint
+from nasq.training import checkpoint, samplers
 from nasq.training.config import TrainConfig
+from nasq.training.distribution import WeightDistribution
+from nasq.training.health import first_not_finite, warn_of_random_weights
 from nasq.training.losses import PathLoss, teachers
 from nasq.training.optim import build_optimizer, build_scheduler
-from nasq.training.paths import Path, PathSampler, Sandwich, Uniform
+from nasq.training.paths import Path, PathSampler
 from nasq.training.precision import fast_bf16, fast_channels_last
 from nasq.training.state import TrainerState
 from nasq.training.streams import stream
@@ -53,6 +55,10 @@ class Trainer:
         data_sampler: Proposes the samples; ``None`` takes each once per epoch.
         loss: ``loss(logits, labels, teacher logits or None, weights or None)`` -> 0-d; ``None`` takes
             :class:`~nasq.training.losses.PathLoss` of ``config``.
+        penalty: Added to a step's loss once, such as a :class:`~nasq.training.distribution.WeightDistribution`;
+            ``None`` takes what ``config`` says.
+        teacher: A fixed network on the same inputs whose outputs teach the subnets that no other one of their step
+            teaches; moved to ``device``, in evaluation mode.
 
     Attributes:
         epoch: Epochs done.
@@ -74,6 +80,8 @@ class Trainer:
         path_sampler: PathSampler | None = None,
         data_sampler: DataSampler | None = None,
         loss: Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor] | None = None,
+        penalty: Callable[[], Tensor] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         self.device = torch.device(device)
         self.supernet = supernet.to(self.device)
@@ -86,9 +94,13 @@ class Trainer:
         self.split = data.train.to(self.device)
         policy = AugmentPolicy.for_data(data.name) if augment is None else augment
         self.augment = Augment(policy, stream(config.seed, "augmentation"))
-        self.path_sampler = path_sampler or _path_sampler(supernet, config)
-        self.data_sampler = data_sampler or UniformSampler(len(self.split), stream(config.seed, "data"))
+        self.path_sampler = path_sampler or samplers.path_sampler(supernet, config, stream(config.seed, "paths"))
+        self.data_sampler = data_sampler or samplers.data_sampler(
+            len(self.split), config, stream(config.seed, "data"), self.device
+        )
         self.loss = loss or PathLoss(config.distill, config.temperature, config.label_smoothing)
+        self.penalty = penalty or _penalty(supernet, config)
+        self.teacher = None if teacher is None else teacher.to(self.device).eval()
         self.bf16 = fast_bf16(self.device) if config.bf16 == "auto" else config.bf16
         self.channels_last = fast_channels_last(self.device) if config.channels_last == "auto" else config.channels_last
         self._parameters = list(supernet.parameters())  # walking the modules at every step takes longer than clipping
@@ -127,6 +139,8 @@ class Trainer:
             self._state.restore(*checkpoint.load(self.prefix))
         self._started = True
         last = self.config.epochs if until is None else min(until, self.config.epochs)
+        if self.epoch == 0 and self.mode in (None, "fake") and not self.config.from_scratch:
+            warn_of_random_weights(self.supernet)
         was_training = self.supernet.training
         self._tell(self._start_event())
         try:
@@ -140,13 +154,36 @@ class Trainer:
             self.supernet.train(was_training)
         return self.history
 
+    def inherit(self, prefix: pathlib.Path | str) -> None:
+        """Takes over another training's checkpoint as it is: weights, optimizer, schedule, samplers, epochs done.
+
+        Args:
+            prefix: Of its files: ``directory/checkpoint``.
+
+        Raises:
+            InputError: It is that of another data set, config, space or network.
+            ArtifactError: It is missing or corrupt.
+        """
+        self._state.restore(*checkpoint.load(pathlib.Path(prefix)))
+
     def _one_epoch(self, last: int) -> None:
+        self._check_finite()
         event = self._train_epoch()
+        self._check_finite()
         self.epoch += 1
         self.history.append(event)
         if self.prefix is not None and (self.epoch % self.config.checkpoint_every == 0 or self.epoch == last):
             checkpoint.save(self.prefix, *self._state.capture())
         self._tell(event)
+
+    def _check_finite(self) -> None:
+        """Stops before a value that is not finite is computed with, or replaces the last good checkpoint."""
+        if found := first_not_finite(self.supernet, gradients=False):
+            kept = "" if self.prefix is None else f" The checkpoint of the last epoch in {self.prefix.parent} is kept."
+            raise TrainingError(
+                f"the weights cannot be trained{found}, in epoch {self.epoch + 1}.{kept} Go on from it with a lower lr "
+                f"(now {self.config.lr}) or step_lr (now {self.config.step_lr})"
+            )
 
     def _start_event(self) -> Event:
         return {
@@ -195,19 +232,22 @@ class Trainer:
         if not paths:
             raise InputError("the path sampler gave no subnet for a step; it has to give at least one")
         taught_by = teachers(paths)
+        taught = self._taught(images)
         outputs: list[Tensor] = []
         losses: list[Tensor] = []
         self.optimizer.zero_grad(set_to_none=True)
         for path, teacher in zip(paths, taught_by, strict=True):
             with self.supernet.activate(path.subnet):
                 logits = self._forward(images)
-                loss = self.loss(logits, labels, None if teacher is None else outputs[teacher], weights)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss = self.loss(logits, labels, taught if teacher is None else outputs[teacher], weights)
+                (loss if path.weight == 1.0 else loss * path.weight).backward()  # type: ignore[no-untyped-call]
             outputs.append(logits.detach())
             losses.append(loss.detach())
             totals.add(path.role, losses[-1], outputs[-1], labels)
             self.path_sampler.observe(path, losses[-1], self.supernet)
             self.data_sampler.observe(indices, outputs[-1], labels)
+        if self.penalty is not None:
+            self.penalty().backward()  # type: ignore[no-untyped-call]
         self._move(paths, losses, step, totals)
 
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -217,6 +257,16 @@ class Trainer:
             images = images.contiguous(memory_format=torch.channels_last)
         weights = self.data_sampler.weights(indices)
         return images, self.split.labels[on_device], None if weights is None else weights.to(self.device)
+
+    @torch.no_grad()
+    def _taught(self, images: Tensor) -> Tensor | None:
+        """What the fixed teacher says, if there is one."""
+        if self.teacher is None:
+            return None
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            logits = self.teacher(images)
+        assert isinstance(logits, Tensor)
+        return logits.float()
 
     def _forward(self, images: Tensor) -> Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
@@ -247,6 +297,7 @@ class Trainer:
             what = "a gradient is not finite after the subnets " + ", ".join(
                 f"{path.subnet.id} ({path.role})" for path in paths
             )
+        what += first_not_finite(self.supernet, gradients=not named)
         kept = f"The checkpoint of the last epoch in {self.prefix.parent} is kept. " if self.prefix is not None else ""
         return TrainingError(
             f"{what} in epoch {self.epoch + 1}, step {step + 1} of {self.steps_per_epoch}; the weights were not moved. "
@@ -286,11 +337,10 @@ class _Totals:
         }
 
 
-def _path_sampler(supernet: Supernet, config: TrainConfig) -> PathSampler:
-    generator = stream(config.seed, "paths")
-    if config.sampler == "sandwich":
-        return Sandwich(supernet.space, generator, config.paths, config.smallest)
-    return Uniform(supernet.space, generator, config.paths)
+def _penalty(supernet: Supernet, config: TrainConfig) -> Callable[[], Tensor] | None:
+    if not config.skewness and not config.kurtosis:
+        return None
+    return WeightDistribution(supernet, config.skewness, config.kurtosis)
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from nasq.errors import InputError
+from nasq.training.guidance import HIGH
 from nasq.training.paths import LARGEST, Path
 
 __all__ = ["PathLoss", "cross_entropy", "distillation", "teachers"]
@@ -94,6 +95,12 @@ class PathLoss:
 
 
 def teachers(paths: Sequence[Path]) -> list[int | None]:
-    """For each path of a step the index of the earlier path that teaches it: the largest subnet, where there is one."""
+    """For each path of a step the index of the earlier path that teaches it.
+
+    Behind a high subnet (:class:`~nasq.training.guidance.Guidance`) each is taught by the one before it; behind the
+    largest one (a sandwich) all are taught by the largest; otherwise none is.
+    """
+    if paths and paths[0].role == HIGH:
+        return [None, *range(len(paths) - 1)]
     first = next((i for i, path in enumerate(paths) if path.role == LARGEST), None)
     return [first if first is not None and i > first else None for i in range(len(paths))]

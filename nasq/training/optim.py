@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from nasq.errors import InputError
+from nasq.quant.forms import ActivationForm, WeightForm
 from nasq.training.config import TrainConfig
 
 __all__ = ["build_optimizer", "build_scheduler", "load_optimizer_state", "lr_factor", "optimizer_state"]
@@ -20,7 +21,9 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
     """torch's optimizer over the parameters of ``module`` that want gradients.
 
     Parameters with fewer than two axes (norms, biases, step sizes) do not decay: decay would pull a step size in its
-    log form to 1 and a norm to 0, which no loss asked for.
+    log form to 1 and a norm to 0, which no loss asked for. Step sizes and zero-points are a group of their own, whose
+    rate is ``config.step_lr`` times the others'. A parameter without a gradient is left alone by every optimizer here,
+    momentum and weight decay included: forms that a step does not use stay as they are.
 
     Raises:
         InputError: There is nothing to train.
@@ -28,9 +31,14 @@ def build_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optim
     wanted = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if not wanted:
         raise InputError("the supernet has no parameter that wants a gradient; there is nothing to train")
+    steps = {
+        id(p) for part in module.modules() if isinstance(part, (ActivationForm, WeightForm)) for p in part.parameters()
+    }
+    others = [p for p in wanted if id(p) not in steps]
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in wanted if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in others if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in others if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in wanted if id(p) in steps], "weight_decay": 0.0, "lr": config.lr * config.step_lr},
     ]
     groups = [group for group in groups if group["params"]]
     # A supernet has hundreds of small parameters; the fused form spends no Python on each.

@@ -21,10 +21,11 @@ SMALLEST = "smallest"
 
 
 class Path(NamedTuple):
-    """One subnet of a training step, and why it is there."""
+    """One subnet of a training step, why it is there, and what its loss is multiplied by."""
 
     subnet: Subnet
     role: str
+    weight: float = 1.0
 
 
 @runtime_checkable

@@ -78,6 +78,14 @@ def test_the_seed_moves_validation_and_never_test(digits: DataSet) -> None:
     assert len(load("digits", validation=0.5).validation) == 719
 
 
+def test_another_test_part_can_be_drawn(digits: DataSet) -> None:
+    other = load("digits", test_seed=5)
+    assert len(other.test) == len(digits.test)
+    assert not torch.equal(other.test.indices, digits.test.indices)
+    train, validation, test = _indices(other)
+    assert not (train | validation) & test and len(train | validation | test) == 1797
+
+
 def test_images_can_be_resized(digits: DataSet) -> None:
     larger = load("digits", image_size=(12, 16))
     assert larger.input_shape == (1, 12, 16)
@@ -87,7 +95,7 @@ def test_images_can_be_resized(digits: DataSet) -> None:
     assert torch.equal(load("digits", image_size=8).train.images, digits.train.images)
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("digits", "docstrings")])
 def test_what_lies_on_disk_needs_a_root(name: str) -> None:
     with pytest.raises(InputError, match=rf"'{name}' is read from disk.*--data-root DIR.*--download"):
         load(name)

@@ -1,0 +1,17 @@
+"""Splitting a supernet: scores, partitions, and the forest of supernets that comes of it."""
+
+from nasq.training.splitting.forest import Forest, WeightSets
+from nasq.training.splitting.growth import ForestTrainer, SplitPlan
+from nasq.training.splitting.matching import Matching, gradient_distances
+from nasq.training.splitting.partition import Partition, balanced_partition
+
+__all__ = [
+    "Forest",
+    "ForestTrainer",
+    "Matching",
+    "Partition",
+    "SplitPlan",
+    "WeightSets",
+    "balanced_partition",
+    "gradient_distances",
+]

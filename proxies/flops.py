@@ -20,7 +20,7 @@ class Flops(Proxy):
     needs = Needs()
     reference = "baseline: torch.utils.flop_counter, one multiply-add counted once"
 
-    def score(self, model: nn.Module, batch: Batch) -> float:
+    def score(self, model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> float:
         """The count for the first input of the batch, as a float."""
         # A forward pass in training mode would move BatchNorm statistics: count on a copy in evaluation mode.
         copied = copy.deepcopy(model).eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from nasq.ranking import Batch, Needs, Proxy
@@ -16,6 +17,6 @@ class Params(Proxy):
     needs = Needs()
     reference = "baseline: sum of the elements of all trainable parameters"
 
-    def score(self, model: nn.Module, batch: Batch) -> float:
+    def score(self, model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> float:
         """The count, as a float."""
         return float(sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad))

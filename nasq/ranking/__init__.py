@@ -1,5 +1,16 @@
 """Scores and rankings: what a proxy is, and what every score has to be compared with."""
 
-from nasq.ranking.proxy import Batch, Needs, Proxy
+from nasq.ranking.audits import Audit, ScoreAudit, audit
+from nasq.ranking.capture import Recorder, layers_of
+from nasq.ranking.copies import quantized_weights
+from nasq.ranking.passes import OBSERVATIONS, Passes
+from nasq.ranking.proxy import Batch, Needs, PassProxy, PoolProxy, Proxy, ranks
+from nasq.ranking.scoring import combine, expand, score, score_pool
+from nasq.ranking.table import Table
+from nasq.ranking.table_names import OfficialNames, from_official_name, official_name
 
-__all__ = ["Batch", "Needs", "Proxy"]
+__all__ = [
+    "OBSERVATIONS", "Audit", "Batch", "Needs", "OfficialNames", "PassProxy", "Passes", "PoolProxy", "Proxy", "Recorder",
+    "ScoreAudit", "Table", "audit", "combine", "expand", "from_official_name", "layers_of", "official_name",
+    "quantized_weights", "ranks", "score", "score_pool",
+]  # fmt: skip

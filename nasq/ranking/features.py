@@ -1,0 +1,150 @@
+"""From node-wise statistics to a vector of fixed length per subnet.
+
+*Packed*, the form of ParZC: the layers of a subnet in order, padded with zeros on the right. Subnets have different numbers
+of layers, so one position means different places in different subnets.
+*Slots*, ours: one position per place in the network (the path of a layer), zeros where a subnet has no layer there.
+
+Every statistic is scaled to 0..1 over the layers of its own subnet, which removes its magnitude; ``magnitudes`` adds the
+logarithms of the sums. Shapes: ``D`` features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nasq.errors import InputError
+from nasq.ranking.nodes import STATISTICS, NodeStatistics
+
+__all__ = ["Features", "dagger", "scaled"]
+
+Floats = NDArray[np.float64]
+
+
+def scaled(values: Floats) -> Floats:
+    """``(v - min) / (max - min)`` of finite ``values``; zeros where they are all the same.
+
+    Raises:
+        InputError: One of them is NaN or infinite.
+    """
+    if not np.isfinite(values).all():
+        raise InputError("node-wise statistics hold NaN or infinite values. Leave that subnet out, or use more images.")
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
+
+
+@dataclass(frozen=True)
+class Features:
+    """Which vector a subnet becomes.
+
+    Attributes:
+        kind: ``"packed"`` or ``"slots"``.
+        slots: Paths in order (slots), or as many of them as the longest subnet has layers (packed).
+        statistics: Which ones, in order.
+        magnitudes: Whether the logarithm of every statistic's sum, and the number of layers, are features too.
+        centre: Mean of those over the subnets that were seen, with their deviations in ``spread``.
+        spread: See ``centre``.
+    """
+
+    kind: Literal["packed", "slots"]
+    slots: tuple[str, ...]
+    statistics: tuple[str, ...] = STATISTICS
+    magnitudes: bool = False
+    centre: tuple[float, ...] = ()
+    spread: tuple[float, ...] = ()
+
+    @classmethod
+    def of(
+        cls, subnets: Sequence[NodeStatistics], kind: Literal["packed", "slots"] = "slots", magnitudes: bool = True
+    ) -> Features:
+        """The features that hold all of ``subnets``.
+
+        Raises:
+            InputError: There is none, or ``kind`` is unknown.
+        """
+        if not subnets or kind not in {"packed", "slots"}:
+            raise InputError(
+                f"features {kind!r} of {len(subnets)} subnets. Allowed: 'packed' or 'slots', of at least one."
+            )
+        if kind == "slots":
+            slots = tuple(sorted({path for one in subnets for path in one}, key=_natural))
+        else:
+            slots = tuple(str(index) for index in range(max(len(one) for one in subnets)))
+        if not magnitudes:
+            return cls(kind, slots)
+        sizes = np.array([_magnitudes(one) for one in subnets])
+        spread = sizes.std(0)
+        return cls(kind, slots, magnitudes=True, centre=tuple(sizes.mean(0).tolist()),
+                   spread=tuple(np.where(spread > 1e-9, spread, 1.0).tolist()))  # fmt: skip
+
+    @property
+    def length(self) -> int:
+        """``D``."""
+        return len(self.slots) * len(self.statistics) + len(self.centre)
+
+    def vector(self, nodes: NodeStatistics) -> Floats:
+        """One subnet's features ``[D]``: the statistics one after another, then magnitudes.
+
+        Raises:
+            InputError: The subnet has more layers, or a layer at a place that is not among the slots: it is of another space.
+        """
+        if self.kind == "slots":
+            places = {path: index for index, path in enumerate(self.slots)}
+            strange = [path for path in nodes if path not in places]
+            if strange:
+                raise InputError(
+                    f"a subnet has a layer at {strange[0]!r}, where no subnet that the ranker learned from had one. The "
+                    "ranker is for another space, or was fitted on too few subnets."
+                )
+            at = [places[path] for path in nodes]
+        else:
+            at = list(range(len(nodes)))
+            if len(at) > len(self.slots):
+                raise InputError(
+                    f"a subnet has {len(at)} layers and the ranker knows {len(self.slots)} at most. It is for another space."
+                )
+        made = np.zeros((len(self.statistics), len(self.slots)))
+        table = np.array(list(nodes.values()), dtype=np.float64).reshape(len(nodes), len(STATISTICS))
+        for row, name in enumerate(self.statistics):
+            made[row, at] = scaled(table[:, STATISTICS.index(name)])
+        if not self.magnitudes:
+            return made.reshape(-1)
+        sizes = (np.array(_magnitudes(nodes)) - np.array(self.centre)) / np.array(self.spread)
+        return np.concatenate([made.reshape(-1), sizes])
+
+    def to_json(self) -> dict[str, Any]:
+        """For :meth:`from_json`."""
+        return {"kind": self.kind, "slots": list(self.slots), "statistics": list(self.statistics),
+                "magnitudes": self.magnitudes, "centre": list(self.centre), "spread": list(self.spread)}  # fmt: skip
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Features:
+        """Reads :meth:`to_json`."""
+        return cls(value["kind"], tuple(value["slots"]), tuple(value["statistics"]), bool(value["magnitudes"]),
+                   tuple(value["centre"]), tuple(value["spread"]))  # fmt: skip
+
+
+def _natural(path: str) -> tuple[tuple[int, int | str], ...]:
+    """Sorts ``cells.10`` behind ``cells.9``."""
+    return tuple((0, int(part)) if part.isdigit() else (1, part) for part in path.split("."))
+
+
+def _magnitudes(nodes: NodeStatistics) -> list[float]:
+    sums = np.array(list(nodes.values()), dtype=np.float64).reshape(len(nodes), -1).sum(0)
+    return [*(math.log(max(float(one), 1e-30)) for one in sums), float(len(nodes))]
+
+
+def dagger(nodes: NodeStatistics, statistic: str = "snip", alpha: float = 0.1) -> float:
+    """ParZC-dagger: ``sum over layers j of (sin(alpha j) + 1) / 2 x statistic of layer j``; no training.
+
+    The released code has ``alpha = 0.1`` where a comment says 0.5. ``alpha = inf`` gives every layer the weight 1: the plain
+    sum.
+    """
+    values = np.array([one[STATISTICS.index(statistic)] for one in nodes.values()])
+    weights = np.ones(len(values)) if math.isinf(alpha) else (np.sin(alpha * np.arange(len(values))) + 1) / 2
+    return float((weights * values).sum())

@@ -1,0 +1,392 @@
+"""The forward and backward passes that proxies share: each is made once, for all who asked for it.
+
+Shapes: ``N`` images of the batch.
+
+==================  ===================================================================================================
+observation         what it is
+==================  ===================================================================================================
+``gradients``       gradients of the mean loss with respect to every layer's weight; BatchNorm sees the whole batch
+``curvature``       the Hessian times those gradients, for every layer
+``fisher``          per layer and output channel, half the mean of (sum over positions of output x its gradient)^2
+``input_gradients`` gradient of the sum of all outputs with respect to every input, ``[N, pixels]``
+``codes``           how often two images agree on the state of a ReLU, ``[N, N]``, summed over all ReLUs
+``signs``           per weight, the sum over images of the signs of the gradient of each image's own loss
+==================  ===================================================================================================
+
+All but ``signs`` come from one forward pass. ``signs`` is the pass in which every image stands alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nasq.errors import InputError
+from nasq.ranking.capture import Call, Recorder, layers_of
+from nasq.ranking.copies import private_copy, seeded
+from nasq.ranking.per_sample import stream_gradients
+from nasq.ranking.proxy import Batch
+
+__all__ = ["OBSERVATIONS", "Observed", "Passes"]
+
+OBSERVATIONS = frozenset({"gradients", "curvature", "fisher", "input_gradients", "codes"})
+"""What the shared pass over the whole batch can observe."""
+
+SAMPLES = 32
+"""Images of one piece where every image stands alone and nothing else is asked for."""
+
+
+class Observed:
+    """What one pass over a batch saw; see the table above. An observation that was not asked for is empty."""
+
+    def __init__(self) -> None:
+        self.gradients: dict[str, Tensor] = {}
+        self.curvature: dict[str, Tensor] = {}
+        self.fisher: dict[str, Tensor] = {}
+        self.input_gradients: Tensor = torch.empty(0)
+        self.codes: Tensor = torch.empty(0)
+        self.units = self.outputs = 0
+
+
+class Passes:
+    """The passes over one model and one batch, made when they are first asked for.
+
+    Args:
+        model: The network as its constructor initialised it. It is copied, never touched.
+        batch: Inputs ``[N, ...]`` and labels.
+        seed: Decides everything that is drawn.
+        output: Which element to score where the network returns a tuple, list or dictionary.
+        chunk: At most so many images at once; the result is the same. Refused where BatchNorm couples the images.
+        wanted: What will be asked for, of :data:`OBSERVATIONS`, so that one pass can serve all of it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        *,
+        seed: int = 0,
+        output: int | str | None = None,
+        chunk: int | None = None,
+        wanted: Iterable[str] = (),
+    ) -> None:
+        if chunk is not None and chunk < 1:
+            raise InputError(f"chunk is {chunk}. Allowed: 1 or more images at once, or None for all.")
+        self.original = model
+        self.seed, self.output, self.chunk, self.wanted = seed, output, chunk, frozenset(wanted)
+        device = next((one.device for one in model.parameters()), batch[0].device)
+        dtype = next((one.dtype for one in model.parameters() if one.is_floating_point()), batch[0].dtype)
+        self.device = device
+        self.x = batch[0].to(device=device, dtype=dtype)
+        self.given = batch[1]
+        self.kept: dict[str, Any] = {}
+
+    @property
+    def y(self) -> Tensor:
+        """The labels, int64 ``[N]``.
+
+        Raises:
+            InputError: There are none, or not one for every image.
+        """
+        if self.given is None:
+            raise InputError(
+                "this proxy needs labels and the batch has none. Give labels (a data set: --data), or take a proxy "
+                "without ('nasq proxies' says what each needs)."
+            )
+        if tuple(self.given.shape) != (len(self.x),):
+            raise InputError(f"the labels are {list(self.given.shape)} for {len(self.x)} images. Give one per image.")
+        return self.given.to(self.device)
+
+    def shared(self, key: str, make: Callable[[], Any]) -> Any:
+        """The value under ``key``, made by the first who asks: for parts of a proxy that share work."""
+        if key not in self.kept:
+            self.kept[key] = make()
+        return self.kept[key]
+
+    def generator(self, purpose: str) -> torch.Generator:
+        """A CPU generator of its own for ``purpose``, the same for the same seed whatever else was drawn."""
+        return torch.Generator().manual_seed(self._seed(purpose))
+
+    def _seed(self, purpose: str) -> int:
+        digest = hashlib.sha256(f"{self.seed}/{purpose}".encode()).digest()
+        return int.from_bytes(digest[:8], "little") >> 1
+
+    def noise(self, shape: Iterable[int], purpose: str) -> Tensor:
+        """Standard normal numbers in the input's type, on its device."""
+        drawn = torch.randn(tuple(shape), generator=self.generator(purpose))
+        return drawn.to(device=self.device, dtype=self.x.dtype)
+
+    def copy(self, *, norms: bool = True) -> nn.Module:
+        """A fresh private copy; see :func:`~nasq.ranking.copies.private_copy`."""
+        return private_copy(self.original, norms=norms)
+
+    def sample_gram(self, count: int) -> Tensor:
+        """Inner products of the gradients of single samples' summed outputs: ``[count, count]``, float64.
+
+        Over the weights of all layers, of the first ``count`` images, each normalised by its own statistics.
+        """
+        model = self.copy()
+        layers = layers_of(model)
+        for weight in layers.values():
+            weight.requires_grad_(True)
+        x = self.x[:count]
+        total = torch.zeros(len(x), len(x), dtype=torch.float64, device=self.device)
+
+        def take(path: str, gradients: Tensor, _: slice) -> None:
+            rows = gradients.flatten(1).double()
+            total.add_(rows @ rows.T)
+
+        stream_gradients(lambda one: self.run(model, one), layers, x, lambda out, _: out.sum(), take, len(x))
+        return total
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The copy that shared passes run on, its layers' weights requiring gradients."""
+        copied = self.copy()
+        for weight in layers_of(copied).values():
+            weight.requires_grad_(True)
+        return copied
+
+    @cached_property
+    def layers(self) -> dict[str, nn.Parameter]:
+        """The layers' weights of :attr:`model`, by path."""
+        return layers_of(self.model)
+
+    @cached_property
+    def coupled(self) -> bool:
+        """Whether BatchNorm couples the images of a batch."""
+        return any(isinstance(module, _BatchNorm) for module in self.original.modules())
+
+    def run(self, model: nn.Module, x: Tensor, mode: str = "fake") -> Tensor:
+        """The network's output for ``x``: logits ``[n, classes]``; ``mode`` is the form of a quantized network."""
+        with seeded(self._seed("forward"), self.device):
+            made = model(x, mode=mode) if hasattr(model, "integers") else model(x)
+        return self._chosen(made)
+
+    def _chosen(self, made: Any) -> Tensor:
+        if isinstance(made, Tensor):
+            return made
+        elements: Mapping[Any, Any] = dict(made) if isinstance(made, Mapping) else dict(enumerate(made))
+        if self.output in elements and isinstance(elements[self.output], Tensor):
+            return elements[self.output]  # type: ignore[no-any-return]
+        listed = ", ".join(f"{key}: {list(getattr(value, 'shape', []))}" for key, value in elements.items())
+        raise InputError(
+            f"the network returns a {type(made).__name__} of {len(elements)} ({listed}), and output={self.output!r} names "
+            "no tensor in it. Say which one holds the logits: output=INDEX."
+        )
+
+    def loss(self, logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
+        """Cross-entropy.
+
+        Raises:
+            InputError: The logits are no ``[n, classes]``, or a label has no output.
+        """
+        if logits.ndim != 2:
+            raise InputError(
+                f"the network's output is {list(logits.shape)}, and proxies with labels need logits [N, classes]. "
+                "Score it with a proxy without labels."
+            )
+        if int(y.max()) >= logits.shape[1] or int(y.min()) < 0:
+            raise InputError(
+                f"the labels go from {int(y.min())} to {int(y.max())} and the network has {logits.shape[1]} outputs. "
+                "Build it with as many classes as the data has."
+            )
+        return F.cross_entropy(logits, y, reduction=reduction)
+
+    def pieces(self, what: str) -> list[slice]:
+        """The parts of the batch that a pass over ``what`` takes one after another.
+
+        Raises:
+            InputError: It may not be split and was asked to be; says what memory the whole batch takes.
+        """
+        count = len(self.x)
+        size = count if self.chunk is None else min(self.chunk, count)
+        if size < count and self.coupled:
+            raise InputError(
+                f"{what} depends on the whole batch of {count} images, which BatchNorm couples, and cannot be made in parts "
+                f"of {size}. It needs about {self.memory() / 2**20:.0f} MiB. Give fewer images, or no chunk."
+            )
+        return [slice(at, min(at + size, count)) for at in range(0, count, size)]
+
+    def memory(self) -> int:
+        """Bytes that a forward pass over the whole batch keeps for its backward pass, from a pass over two images."""
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        x = self.x[:2].detach().requires_grad_(True)
+        with saved_tensors_hooks(pack, lambda tensor: tensor):
+            self.run(self.copy(), x)
+        return sum(kept.values()) * len(self.x) // len(x)
+
+    @cached_property
+    def observed(self) -> Observed:
+        """Everything in :attr:`wanted`, from one forward pass over the batch."""
+        return observe(self, self.wanted & OBSERVATIONS)
+
+    def see(self, what: str) -> Any:
+        """One observation by name; whatever else is :attr:`wanted` comes with it."""
+        if what not in self.wanted:
+            self.wanted |= {what}
+            self.__dict__.pop("observed", None)
+        return getattr(self.observed, what)
+
+    def gradients(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        """Gradients of the mean loss over other images than the batch, by layer; unused layers have zeros."""
+        logits = self.run(self.model, x)
+        return _filled(
+            torch.autograd.grad(self.loss(logits, y), list(self.layers.values()), allow_unused=True), self.layers
+        )
+
+    @cached_property
+    def signs(self) -> dict[str, Tensor]:
+        """Per weight, ``sum over images of sign(gradient of the image's own loss)``, int32, by layer."""
+        return self.count_signs(norms=True)
+
+    def count_signs(self, norms: bool) -> dict[str, Tensor]:
+        """:attr:`signs`, with BatchNorm per image (``norms``) or with its running statistics."""
+        model = self.model if norms else self.copy(norms=False)
+        layers = layers_of(model)
+        for weight in layers.values():
+            weight.requires_grad_(True)
+        totals = {path: torch.zeros_like(weight, dtype=torch.int32) for path, weight in layers.items()}
+
+        def take(path: str, gradients: Tensor, _: slice) -> None:
+            totals[path] += gradients.sign_().sum(0).to(torch.int32)  # exact: a sum of at most `samples` ones
+
+        y = self.y
+        signal = lambda logits, at: self.loss(logits, y[at], "sum")  # noqa: E731
+        stream_gradients(lambda x: self.run(model, x), layers, self.x, signal, take, self.chunk or SAMPLES)
+        return totals
+
+
+def _filled(found: Iterable[Tensor | None], layers: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Gradients by layer, zeros where there is none."""
+    return {
+        path: torch.zeros_like(weight) if one is None else one
+        for (path, weight), one in zip(layers.items(), found, strict=True)
+    }
+
+
+def _add(totals: dict[str, Tensor], parts: Mapping[str, Tensor], share: float) -> None:
+    for path, part in parts.items():
+        scaled = part.detach() * share
+        totals[path] = totals[path] + scaled if path in totals else scaled
+
+
+def observe(passes: Passes, wanted: frozenset[str]) -> Observed:
+    """One pass over the batch, in parts where that is possible."""
+    made, rows, states = Observed(), list[Tensor](), list[list[Tensor]]()
+    for at in passes.pieces(" and ".join(sorted(wanted))):
+        part = _Part(passes, wanted, at)
+        share = (at.stop - at.start) / len(passes.x)
+        _add(made.gradients, part.gradients, share)
+        _add(made.curvature, part.curvature, share)
+        _add(made.fisher, part.fisher, share)
+        made.outputs = part.outputs
+        rows.append(part.input_gradients)
+        states.append(part.states)
+    if "curvature" in wanted and len(states) > 1:
+        # The Hessian of a mean is not the mean over parts of (Hessian x gradient): the gradient is that of the whole.
+        raise InputError("curvature needs the gradient of the whole batch and cannot be made in parts. Give no chunk.")
+    if "input_gradients" in wanted:
+        made.input_gradients = torch.cat(rows)
+    if "codes" in wanted:
+        made.codes, made.units = _agreements(states)
+    return made
+
+
+def _agreements(states: list[list[Tensor]]) -> tuple[Tensor, int]:
+    """``sum over ReLUs of X X^T + (1 - X)(1 - X)^T`` in float64 ``[N, N]``, and the number of units."""
+    if not states[0]:
+        raise InputError(
+            "this proxy looks at ReLUs and the network ran none. Take a proxy that does not ('nasq proxies' lists them)."
+        )
+    total, units = None, 0
+    for parts in zip(*states, strict=True):
+        x = torch.cat(parts).flatten(1).float()
+        both, on, width = x @ x.T, x.sum(1), x.shape[1]
+        agree = (2 * both - on[:, None] - on[None, :] + width).double()
+        total = agree if total is None else total + agree
+        units += width
+    assert total is not None
+    return total, units
+
+
+class _Part:
+    """One part of the batch: a forward pass, and the backward passes that were asked for."""
+
+    def __init__(self, passes: Passes, wanted: frozenset[str], at: slice) -> None:
+        self.passes, self.wanted = passes, wanted
+        self.gradients: dict[str, Tensor] = {}
+        self.curvature: dict[str, Tensor] = {}
+        self.fisher: dict[str, Tensor] = {}
+        self.input_gradients = torch.empty(0)
+        self.states: list[Tensor] = []
+        self.calls: list[tuple[str, int, Tensor]] = []
+        self.count = at.stop - at.start
+        x = passes.x[at].detach().requires_grad_("input_gradients" in wanted)
+        recorder = Recorder(
+            passes.layers,
+            on_call=self._call if "fisher" in wanted else None,
+            on_relu=self._relu if "codes" in wanted else None,
+        )
+        backward = bool(wanted - {"codes"})
+        with torch.set_grad_enabled(backward), recorder:
+            logits = passes.run(passes.model, x)
+        self.outputs = logits.shape[-1]
+        if wanted & {"gradients", "curvature", "fisher"}:
+            self._weights(logits, passes.y[at], keep="input_gradients" in wanted)
+        if "input_gradients" in wanted:
+            (found,) = torch.autograd.grad(logits.sum(), x)
+            self.input_gradients = found.flatten(1).detach()
+
+    def _call(self, call: Call) -> Tensor:
+        fan_in = call.weight[0].numel()
+        self.calls.append((call.layer, fan_in, call.output))
+        return call.output.clone()  # an operation in place behind it may overwrite this one, not what is kept
+
+    def _relu(self, x: Tensor) -> None:
+        self.states.append(x.detach() > 0)
+
+    def _weights(self, logits: Tensor, y: Tensor, keep: bool) -> None:
+        layers, second = self.passes.layers, "curvature" in self.wanted
+        sources = [*layers.values(), *(output for _, _, output in self.calls)]
+        loss = self.passes.loss(logits, y)
+        found = torch.autograd.grad(loss, sources, create_graph=second, retain_graph=keep or second, allow_unused=True)
+        gradients = found[: len(layers)]
+        self.gradients = {path: one.detach() for path, one in _filled(gradients, layers).items()}
+        self._channels(found[len(layers) :])
+        if second:
+            used = [one for one in gradients if one is not None]
+            inner = sum((one.detach() * one).sum() for one in used)
+            assert isinstance(inner, Tensor)
+            twice = torch.autograd.grad(inner, list(layers.values()), retain_graph=keep, allow_unused=True)
+            self.curvature = _filled(twice, layers)
+
+    def _channels(self, gradients: Iterable[Tensor | None]) -> None:
+        """Fisher's channel values, times the fan-in that its reference broadcasts them to."""
+        part = self.count / len(self.passes.x)  # the gradient is of the part's mean, the definition has the batch's
+        for (path, fan_in, output), gradient in zip(self.calls, gradients, strict=True):
+            if gradient is None:
+                continue
+            product = output.detach() * gradient.detach() * part
+            positions = [axis for axis in range(1, product.ndim) if axis != _channel_axis(product)]
+            per_image = product.sum(positions) if positions else product
+            value = 0.5 * per_image.square().mean(0) * fan_in
+            self.fisher[path] = self.fisher[path] + value if path in self.fisher else value
+
+
+def _channel_axis(output: Tensor) -> int:
+    """Convolutions have channels behind the batch, linear layers at the end."""
+    return 1 if output.ndim == 4 else output.ndim - 1

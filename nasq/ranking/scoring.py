@@ -1,0 +1,124 @@
+"""Scoring a model with one or several proxies, which then share their passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from nasq.elastic.base import elastic_modules
+from nasq.errors import InputError
+from nasq.ranking.copies import untouched
+from nasq.ranking.passes import Passes
+from nasq.ranking.proxy import Batch, PassProxy, PoolProxy, Proxy
+
+__all__ = ["combine", "expand", "score", "score_pool"]
+
+
+def expand(proxies: Sequence[Proxy]) -> list[Proxy]:
+    """The proxies that score a single network: those of pool proxies stand for them; each once, by name."""
+    found: dict[str, Proxy] = {}
+    for proxy in proxies:
+        for one in expand(proxy.parts) if isinstance(proxy, PoolProxy) else [proxy]:
+            found.setdefault(one.name, one)
+    return list(found.values())
+
+
+def _checked(proxies: Sequence[Proxy], batch: Batch) -> None:
+    x, y = batch
+    for proxy in proxies:
+        if isinstance(proxy, PoolProxy):
+            raise InputError(
+                f"{proxy.name!r} compares candidates with each other, so a single network has no score. Use score_pool()."
+            )
+        if proxy.needs.labels and y is None:
+            raise InputError(
+                f"{proxy.name!r} needs labels and the batch has none. Give a batch (images, labels), or take a proxy "
+                "without labels ('nasq proxies' says what each needs)."
+            )
+        if len(x) < proxy.needs.batches:
+            raise InputError(
+                f"{proxy.name!r} splits the batch into {proxy.needs.batches} and it has {len(x)} image(s). Give more."
+            )
+
+
+def score(
+    proxies: Sequence[Proxy],
+    model: nn.Module,
+    batch: Batch,
+    *,
+    generator: torch.Generator | None = None,
+    output: int | str | None = None,
+    chunk: int | None = None,
+) -> dict[str, float]:
+    """The scores of one model, by the proxies' names; proxies asked for together share initialisation, data and passes.
+
+    A score is the same whichever other proxies are asked for. NaN and infinities are returned as they are.
+
+    Args:
+        proxies: What to score with. A proxy that compares candidates needs :func:`score_pool`.
+        model: As its constructor initialised it; proven to be untouched.
+        batch: Normalised inputs ``[N, ...]`` and labels ``[N]`` (``None``: no labels).
+        generator: For whatever is drawn; advanced by one draw. ``None``: one seeded with 0.
+        output: Which element holds the logits where the model returns several.
+        chunk: At most so many images at once, where nothing couples them; the scores do not depend on it.
+
+    Raises:
+        InputError: The batch lacks what a proxy needs, the model holds choices, or a proxy changed it.
+    """
+    _checked(proxies, batch)
+    for path, _ in elastic_modules(model):
+        raise InputError(
+            f"the network still holds choices (at {path or 'its root'!r}), and a score is of one subnet. Extract it: "
+            "supernet.extract(subnet)."
+        )
+    own = torch.Generator().manual_seed(0) if generator is None else generator
+    seed = int(torch.randint(2**62, (1,), generator=own, device=own.device).item())
+    wanted = {name for proxy in proxies if isinstance(proxy, PassProxy) for name in proxy.uses}
+    passes = Passes(model, batch, seed=seed, output=output, chunk=chunk, wanted=wanted)
+    found: dict[str, float] = {}
+    with untouched(model):
+        for proxy in proxies:
+            if isinstance(proxy, PassProxy):
+                found[proxy.name] = float(proxy.measure(passes))
+            else:
+                found[proxy.name] = float(proxy.score(model, batch, torch.Generator().manual_seed(seed)))
+    return found
+
+
+def combine(proxies: Sequence[Proxy], values: dict[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """Adds the columns of pool proxies to those of single ones, each ``[pool]``."""
+    made = dict(values)
+    for proxy in proxies:
+        if isinstance(proxy, PoolProxy):
+            made.update(combine(proxy.parts, made))
+            made[proxy.name] = proxy.combine(made)
+    return made
+
+
+def score_pool(
+    proxies: Sequence[Proxy],
+    models: Iterable[nn.Module],
+    batch: Batch,
+    *,
+    seed: int = 0,
+    output: int | str | None = None,
+) -> dict[str, NDArray[np.float64]]:
+    """The scores of a pool of candidates, each ``[pool]``, by name: of the proxies and of the parts they combine.
+
+    Args:
+        proxies: Single and comparing ones.
+        models: The candidates; taken one after another.
+        batch: As in :func:`score`.
+        seed: Every candidate gets a generator seeded with it.
+        output: As in :func:`score`.
+    """
+    single = expand(proxies)
+    rows = [
+        score(single, model, batch, generator=torch.Generator().manual_seed(seed), output=output) for model in models
+    ]
+    columns = {proxy.name: np.array([row[proxy.name] for row in rows], dtype=np.float64) for proxy in single}
+    return combine(proxies, columns)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from nasq.cli.output import Output
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from nasq.space import Choice, SearchSpace
 
 __all__ = ["add_commands"]
 
@@ -16,14 +22,27 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tabl
 targets_app = typer.Typer(invoke_without_command=True, help="Targets, and whether a space can be shipped to one.")
 
 
+def _space(name: str, factory: Callable[..., nn.Module]) -> SearchSpace:
+    """The choices of a space, without memory for its weights where its factory allows that."""
+    import torch
+
+    from nasq.elastic.read import read_space
+
+    try:
+        with torch.device("meta"):
+            return read_space(factory(), name)
+    except (NotImplementedError, RuntimeError):  # the factory looks at its weights
+        return read_space(factory(), name)
+
+
 def _space_row(name: str) -> dict[str, Any]:
     from nasq import plugins
-    from nasq.supernet import Supernet
 
     factory = plugins.load("search_spaces", name)
     info = plugins.space_info(factory)
-    size = Supernet(factory()).space.size
-    return {"name": name, "size": size, "data": info.data, "source": info.source}
+    size = None if info.argument else _space(name, factory).size
+    shown = f"{name}:{info.argument}" if info.argument else name
+    return {"name": shown, "size": size, "data": info.data, "source": info.source}
 
 
 def spaces(
@@ -40,17 +59,32 @@ def spaces(
         shown = [{**row, "size": _scientific(row["size"])} for row in rows]
         output.table(shown, value=rows)
         return
-    from nasq.supernet import Supernet
-
-    space = Supernet(plugins.load("search_spaces", name)()).space
-    rows = [
-        {"choice": choice.name, "options": " ".join(map(str, choice.options)), "default": str(choice.default)}
-        for choice in space.choices
-    ]
+    factory = plugins.load("search_spaces", name)
+    space, info = _space(name, factory), plugins.space_info(factory)
+    rows = [_choice_row(space, choice) for choice in space.choices]
     output.table(rows, title=f"{name}: {_scientific(space.size)} subnets before bits")
+    if not json:
+        for label, text in (
+            ("source", info.source), ("published", info.published), ("data", info.data),
+            ("rules", space.rules.name if space.rules else ""), ("no integer form", info.float_only),
+        ):  # fmt: skip
+            if text:
+                output.log(f"{label}: {text}")
 
 
-def _scientific(size: int) -> str:
+def _choice_row(space: SearchSpace, choice: Choice) -> dict[str, Any]:
+    return {
+        "choice": choice.name,
+        "count": len(choice.options),
+        "options": " ".join(map(str, choice.options)),
+        "default": str(choice.default),
+        "only if": space.when(choice.name),
+    }
+
+
+def _scientific(size: int | None) -> str:
+    if size is None:
+        return "-"
     return f"{size:,}" if size < 10**9 else f"{float(size):.2e}"
 
 

@@ -110,6 +110,14 @@ def train(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
 
 
 @app.command()
+def split(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
+    """Split the supernet of a run where its options disagree, and train the parts."""
+    output = Output(json, quiet)
+    opened, _ = _stage(directory, "split", output)
+    output.result({"forest": str(opened.forest)}, f"forest           {opened.forest}")
+
+
+@app.command()
 def search(
     directory: RunPath,
     explain: Annotated[bool, typer.Option("--explain", help="Only say how much survives the constraints.")] = False,
@@ -248,8 +256,12 @@ def _show_run(opened: Any, output: Output) -> None:
 def _register() -> None:
     """Commands that list what is installed live in a module of their own."""
     from nasq.cli.listing import add_commands
+    from nasq.cli.scoring import add_commands as add_score_commands
+    from nasq.cli.tables import add_commands as add_table_commands
 
     add_commands(app)
+    add_score_commands(app)
+    add_table_commands(app)
 
 
 _register()

@@ -20,6 +20,7 @@ from nasq.run.config import RunConfig
 from nasq.space import Option
 from nasq.supernet import BNState, Supernet
 from nasq.targets import load as load_target
+from nasq.training.splitting import WeightSets
 from nasq.training.streams import stream
 
 __all__ = ["Workshop", "assemble", "build_network"]
@@ -32,25 +33,26 @@ class Workshop:
     Attributes:
         config: Of the run.
         data: Its images.
-        supernet: The quantized supernet.
+        supernet: The quantized supernet, or the forest that it was split into.
         costs: Its cost model.
     """
 
     config: RunConfig
     data: DataSet
-    supernet: Supernet
+    supernet: Supernet | WeightSets
     costs: CostModel
 
     @property
     def network(self) -> QuantizedNetwork:
-        """The supernet's network."""
+        """The supernet's network; of a forest, that of the active subnet."""
         assert isinstance(self.supernet.module, QuantizedNetwork)
         return self.supernet.module
 
     def float_subnet(self, subnet: Mapping[str, Option], bn: BNState) -> nn.Module:
         """The subnet's architecture with the supernet's weights, without quantization."""
         plain = Supernet(build_network(self.config, self.data))
-        state = self.network.state_dict()
+        with self.supernet.activate(subnet):  # of a forest, the weights that the subnet belongs to
+            state = self.network.state_dict()
         plain.module.load_state_dict({name: state[name] for name in plain.module.state_dict()})
         chosen = {name: option for name, option in subnet.items() if name in plain.space.positions}
         return plain.extract(chosen, bn).eval()
@@ -81,7 +83,7 @@ def load_images(config: RunConfig) -> DataSet:
     """The run's images: those the configuration names, or the space's own."""
     data = config.data
     name = data.name or plugins.space_info(_factory(config)).data
-    return load_data(name, data.root, data.download, data.seed, data.validation, data.image_size)
+    return load_data(name, data.root, data.download, data.seed, data.validation, data.image_size, data.test_seed)
 
 
 def _with_views(data: DataSet, views: int) -> DataSet:

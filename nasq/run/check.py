@@ -17,7 +17,8 @@ from nasq.deploy.layer_times import layer_times
 from nasq.errors import TargetError
 from nasq.quant import QuantizedNetwork, calibrate, freeze
 from nasq.quant.program import Add, Conv, Linear
-from nasq.space import Subnet
+from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
+from nasq.space import Choice, Subnet
 from nasq.supernet import Supernet
 
 __all__ = ["LayerForm", "TargetCheck", "check_target"]
@@ -55,6 +56,7 @@ class TargetCheck:
         slow: What runs, but slower than fp32, as the target's data say.
         speedup: Median fp32 time over median int8 time of the largest subnet in the runtime, batch 1.
         failures: Why a tried subnet would not pass the gate of an export, one sentence each.
+        missed: Options of layers (``choice=option``) that no tried subnet has.
     """
 
     target: str
@@ -67,6 +69,7 @@ class TargetCheck:
     slow: tuple[str, ...]
     speedup: float | None
     failures: tuple[str, ...] = ()
+    missed: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -74,11 +77,50 @@ class TargetCheck:
         return not self.failures
 
 
-def _subnets(supernet: Supernet, count: int, seed: int) -> list[Subnet]:
-    """The largest and the smallest subnet, and random ones."""
+MOST = 16
+"""At most so many subnets are tried, unless more are asked for."""
+_DRAWN = 512
+
+
+def _subnets(supernet: Supernet, count: int, seed: int) -> tuple[list[Subnet], tuple[str, ...]]:
+    """The largest and the smallest subnet, and random ones: those that together reach every form of every layer.
+
+    Returns:
+        At least ``count`` subnets, and the options of layers (``choice=option``) that none of them has. Bits are left
+        out: they change numbers, and no kernel.
+    """
     space = supernet.space
-    rng = torch.Generator().manual_seed(seed)
-    return [space.largest(), space.smallest(), *(space.sample(rng) for _ in range(max(count - 2, 0)))]
+    drawn = space.sample_batch(_DRAWN, torch.Generator().manual_seed(seed))
+    rows = np.concatenate([space.to_rows([space.largest(), space.smallest()]), drawn])
+    forms = [column for column, name in enumerate(space.names) if name not in _bit_choices(supernet)]
+    active = space.active(rows)[:, forms]
+    options = [len(space.choices[column].options) for column in forms]
+    first = np.concatenate([[0], np.cumsum(options)]).astype(np.int64)
+    # One column per option of a form: whether the subnet has it.
+    has = np.zeros((len(rows), first[-1]), dtype=bool)
+    for place, column in enumerate(forms):
+        has[np.flatnonzero(active[:, place]), first[place] + rows[active[:, place], column]] = True
+    chosen = [0, 1]
+    while len(chosen) < max(count, MOST):
+        new = (has & ~has[chosen].any(0)).sum(1)
+        best = int(new.argmax())
+        if not new[best] and len(chosen) >= count:
+            break
+        chosen.append(best if new[best] else 2 + len(chosen))
+    missed = np.flatnonzero(~has[chosen].any(0))
+    places = [int(np.searchsorted(first, one, side="right")) - 1 for one in missed]
+    named = (
+        f"{space.names[forms[place]]}={space.choices[forms[place]].options[one - first[place]]}"
+        for place, one in zip(places, missed, strict=True)
+    )
+    return space.to_subnets(rows[chosen]), tuple(named)
+
+
+def _bit_choices(supernet: Supernet) -> set[str]:
+    """Names of the choices that only say how many bits a tensor has."""
+    quantizers = (one for one in supernet.module.modules() if isinstance(one, ActivationQuantizer | WeightQuantizer))
+    decided = (quantizer.decisions["bits"] for quantizer in quantizers)
+    return {choice.name for choice in decided if isinstance(choice, Choice)}
 
 
 def check_target(
@@ -90,7 +132,8 @@ def check_target(
         supernet: Of a quantized network; left with step sizes calibrated on ``images``.
         images: Normalised inputs ``[N, ...]``.
         plain: The same space before quantization; with it the largest subnet is timed against its fp32 form.
-        subnets: How many to try: the largest, the smallest, and random ones.
+        subnets: How many to try at least: the largest, the smallest, and random ones; up to 16 where that many are
+            needed to reach every branch and every form of every layer.
         seed: Of the random ones.
     """
     network = supernet.module
@@ -104,7 +147,8 @@ def check_target(
     runs = target.runtime == "onnxruntime"
     supernet.eval()
     with tempfile.TemporaryDirectory(prefix="nasq-") as scratch:
-        for index, subnet in enumerate(_subnets(supernet, subnets, seed)):
+        tried, missed = _subnets(supernet, subnets, seed)
+        for index, subnet in enumerate(tried):
             directory = Path(scratch) / str(index)
             bn = supernet.recalibrate(subnet, [images])
             with supernet.activate(subnet, bn):
@@ -117,14 +161,14 @@ def check_target(
             report = parity.check(directory, images.cpu().numpy())
             differing, total = differing + report.differing, total + report.total
             failures += report.failures()
-            _merge(layers, program.ops, report, {one.path: one.speedup for one in layer_times(directory)})
+            _merge(layers, program.ops, report, {one.path: one.speedup for one in layer_times(directory, skip=layers)})
             if index == 0 and plain is not None:
                 speedup = _speedup(directory, plain, images)
     return TargetCheck(
-        target.name, supernet.space.name, subnets, differing, total, tuple(layers.values()),
+        target.name, supernet.space.name, len(tried), differing, total, tuple(layers.values()),
         tuple(dict.fromkeys(str(removal) for removal in network.removed)),
         tuple(f"{feature}: {sentence}" for feature, sentence in target.slow.items()), speedup,
-        tuple(dict.fromkeys(failures)),
+        tuple(dict.fromkeys(failures)), missed,
     )  # fmt: skip
 
 

@@ -30,6 +30,7 @@ class DataConfig(_Part):
     validation_views: int = Field(default=1, ge=1)
     image_size: int | tuple[int, int] | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
+    test_seed: int | None = Field(default=None, ge=0, lt=2**63)
 
 
 class QuantizationConfig(_Part):
@@ -44,12 +45,24 @@ class QuantizationConfig(_Part):
     calibration_images: int = Field(default=512, ge=1)
 
 
+class SplitConfig(_Part):
+    """When and how the supernet is split; see :class:`nasq.training.splitting.SplitPlan`."""
+
+    epochs: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    groups: int | None = Field(default=2, ge=2)
+    repetitions: int = Field(default=100, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    choices: tuple[str, ...] | None = None
+    restart: bool = False
+
+
 class SearchConfig(_Part):
     """What is searched for, and how long."""
 
     objectives: tuple[str, ...] = ("accuracy", "bytes")
     constraints: tuple[str, ...] = ()
     algorithm: Literal["nsga2", "random"] = "nsga2"
+    uniform_starts: bool = True
     evaluations: int = Field(default=200, ge=1)
     population: int = Field(default=40, ge=2)
     recalibration_images: int = Field(default=1024, ge=1)
@@ -70,7 +83,8 @@ class RunConfig(_Part):
 
     ``warmup`` and ``train`` are settings of :class:`nasq.training.TrainConfig`: first the float supernet, then the
     quantized one. Without ``warmup`` quantized training starts from random weights. With ``train_inside_constraints``
-    the random subnets of quantized training keep the search's constraints.
+    the random subnets of quantized training keep the search's constraints. With ``split.epochs`` the supernet is split
+    during quantized training, and the search runs on the forest.
     """
 
     space: str = "digits_mobile"
@@ -82,6 +96,7 @@ class RunConfig(_Part):
     warmup: dict[str, Any] | None = {}
     train: dict[str, Any] = {}
     train_inside_constraints: bool = False
+    split: SplitConfig = SplitConfig()
     search: SearchConfig = SearchConfig()
     export: int = Field(
         default=3, ge=1, description="How many subnets of the front become bundles, the best one included."

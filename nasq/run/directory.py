@@ -28,13 +28,13 @@ class RunDirectory:
         listener: Also told every event, for progress on a terminal.
 
     Attributes:
-        supernet, search, exports, best: Sub-directories of the stages.
+        supernet, forest, search, exports, best: Sub-directories of the stages.
     """
 
     def __init__(self, path: Path, listener: Listener | None = None) -> None:
         self.path = path
         self.listener = listener
-        self.supernet, self.search = path / "supernet", path / "search"
+        self.supernet, self.forest, self.search = path / "supernet", path / "forest", path / "search"
         self.exports, self.best = path / "exports", path / "best"
         self._lock: int | None = None
         self._wanted: tuple[RunConfig, bool] | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from nasq.errors import InputError, TargetError
+from nasq.errors import ArtifactError, InputError, TargetError
 from nasq.files import write_json
 from nasq.run.assemble import Workshop, assemble, build_network
 from nasq.run.bench import bench
@@ -19,14 +19,14 @@ from nasq.run.directory import RunDirectory
 from nasq.run.export import export, export_subnet
 from nasq.run.search import Evaluation, explanation, require_objectives, search
 from nasq.run.summary import facts, report
-from nasq.run.train import OnStep, load_trained, require_trained, train, trained
+from nasq.run.train import OnStep, load_trained, require_plan, require_trained, split, train, trained
 from nasq.search import Record, infeasible
 from nasq.supernet import Supernet
 from nasq.targets import load as load_target
 
 __all__ = ["STAGES", "open_workshop", "prepare", "run_flow", "stage"]
 
-STAGES = ("check", "train", "search", "export", "bench", "report")
+STAGES = ("check", "train", "split", "search", "export", "bench", "report")
 
 
 @contextlib.contextmanager
@@ -49,6 +49,7 @@ def prepare(config: RunConfig) -> Workshop:
         torch.set_num_threads(config.threads)
     workshop = assemble(config)
     require_objectives(workshop)
+    require_plan(workshop)
     found = explanation(workshop)
     if found is not None and not found.feasible:
         raise infeasible(found)
@@ -119,11 +120,15 @@ def stage(run: RunDirectory, workshop: Workshop, name: str, on_step: OnStep | No
     """Runs one stage on a run directory whose lock is held; returns what the stage returns."""
     if name in ("search", "export", "bench"):
         require_trained(run)
+        if workshop.config.split.epochs and not _done(run, "split"):
+            raise ArtifactError(f"the supernet in {run.path} is not split yet. Split it first: nasq split {run.path}")
     with _timed(run, name):
         if name == "check":
             return _check(run, workshop)
         if name == "train":
             return train(run, workshop, on_step)
+        if name == "split":
+            return split(run, workshop, on_step)
         if name == "search":
             return _search(run, workshop)
         if name == "export":
@@ -136,10 +141,17 @@ def stage(run: RunDirectory, workshop: Workshop, name: str, on_step: OnStep | No
 
 def _done(run: RunDirectory, name: str) -> bool:
     marks = {
-        "train": run.supernet / "supernet.json", "search": run.search / "front.json",
+        "train": run.supernet / "supernet.json", "split": run.forest / "forest.json", "search": run.search / "front.json",
         "export": run.exports / "index.json", "bench": run.path / "bench.json",
     }  # fmt: skip
     return name in marks and marks[name].exists()
+
+
+def _wanted(run: RunDirectory, workshop: Workshop, name: str) -> bool:
+    """Whether a run as a whole has this stage to do."""
+    if name == "check":
+        return not _done(run, "train")
+    return name != "split" or bool(workshop.config.split.epochs)
 
 
 def run_flow(run: RunDirectory, on_step: OnStep | None = None, workshop: Workshop | None = None) -> dict[str, Any]:
@@ -155,9 +167,9 @@ def run_flow(run: RunDirectory, on_step: OnStep | None = None, workshop: Worksho
     """
     workshop = open_workshop(run, workshop)
     for name in STAGES:
-        if not _done(run, name) and not (name == "check" and _done(run, "train")):
+        if not _done(run, name) and _wanted(run, workshop, name):
             stage(run, workshop, name, on_step)
-        if name == "train":
+        if name in ("train", "split"):
             load_trained(run, workshop)
     found = facts(run)
     write_json(run.path / "summary.json", found)

@@ -35,6 +35,7 @@ from nasq.search import (
     measures,
     parse_constraints,
     pick,
+    uniform_starts,
 )
 from nasq.space import Subnet
 from nasq.supernet import BNState
@@ -161,12 +162,15 @@ def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
 def _algorithm(workshop: Workshop, objectives: Sequence[Objective]) -> Algorithm:
     settings = workshop.config.search
     kind: type[NSGA2] | type[RandomSearch] = NSGA2 if settings.algorithm == "nsga2" else RandomSearch
+    space, constraints = workshop.supernet.space, constraints_of(workshop)
+    population = min(settings.population, settings.evaluations)
     return kind(
-        workshop.supernet.space,
+        space,
         objectives,
-        constraints_of(workshop),
-        population=min(settings.population, settings.evaluations),
+        constraints,
+        population=population,
         seed=workshop.config.seed,
+        initial=uniform_starts(space, constraints)[:population] if settings.uniform_starts else (),
     )
 
 

@@ -22,6 +22,7 @@ from nasq.search.objectives import (
 )
 from nasq.search.pareto import hypervolume, knee
 from nasq.search.results import Record, RecordFile, front, pick
+from nasq.search.squeeze import squeeze, squeezed_rows, uniform_bits, uniform_starts
 from nasq.search.study import Study, StudyResult, load_results
 
 __all__ = [
@@ -58,5 +59,9 @@ __all__ = [
     "parse_number",
     "pick",
     "sample_feasible",
+    "squeeze",
+    "squeezed_rows",
+    "uniform_bits",
+    "uniform_starts",
     "wilson",
 ]

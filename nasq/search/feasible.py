@@ -202,7 +202,9 @@ def _propose(space: SearchSpace, rows: Rows, downward: Values, rng: np.random.Ge
     # Options without an order have no smaller neighbour: any other option will do.
     free = touched & ~np.array([choice.ordered for choice in space.choices], dtype=bool)
     moved = np.where(free, rng.integers(0, counts, moved.shape), moved)
-    return space.canonical(moved.astype(np.int16))
+    settled, member = space.settle(moved.astype(np.int16))
+    # What the space's rules refuse stays where it was.
+    return np.where(member[:, None], settled, np.repeat(rows, proposals, axis=0))
 
 
 def _sizes(width: int, proposals: int) -> NDArray[np.int64]:
@@ -229,4 +231,5 @@ def spread(space: SearchSpace, count: int, rng: np.random.Generator, noise: floa
     level = rng.random((count, 1)) + noise * rng.standard_normal(rows.shape)
     tilted = np.clip(np.floor(level * counts), 0, counts - 1).astype(np.int16)
     ordered = np.array([choice.ordered for choice in space.choices], dtype=bool)
-    return space.canonical(np.where(ordered, tilted, rows))
+    settled, member = space.settle(np.where(ordered, tilted, rows))
+    return np.where(member[:, None], settled, rows)  # a row that the space's rules refuse stays as it was drawn

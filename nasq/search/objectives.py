@@ -49,6 +49,7 @@ COST_UNITS = {
     "macs": "",
     "bitops": "",
     "bytes": "B",
+    "compression": "x",
     "average_weight_bits": "bits",
     "average_activation_bits": "bits",
 }

@@ -82,7 +82,13 @@ def test_spaces(call: Call) -> None:
     assert row["data"] == "digits" and isinstance(row["size"], int)
     assert "stage1.depth" in narrow(call("spaces", "digits_mobile"))
     choices = json.loads(call("spaces", "digits_mobile", "--json").out)
-    assert {"choice": "stage1.depth", "options": "1 2", "default": "2"} in choices
+    depth = {"choice": "stage1.depth", "count": 2, "options": "1 2", "default": "2", "only if": ""}
+    assert depth in choices
+    assert next(row for row in choices if row["choice"] == "stage1.1.expand")["only if"] == "'stage1.depth' is 2"
+
+
+def test_spaces_says_where_a_space_is_from(call: Call) -> None:
+    assert "source: blocks of MobileNetV2" in call("spaces", "digits_mobile").err
 
 
 def test_proxies(call: Call) -> None:

@@ -83,3 +83,16 @@ def test_a_space_that_does_not_say_its_data() -> None:
         plugins.space_info(bare)
     decorated = plugins.search_space(source="here", data="digits", input_shape=(1, 8, 8))(bare)
     assert decorated is bare and plugins.space_info(bare) == plugins.SpaceInfo("here", "digits", (1, 8, 8))
+
+
+def test_what_a_space_says_of_its_test_size_member() -> None:
+    @plugins.search_space(
+        source="here", data="digits", input_shape=(3, 32, 32), tiny={"width": 4}, tiny_input_shape=(3, 8, 8),
+        published="12 subnets", float_only="no integer form of a shift",
+    )  # fmt: skip
+    def factory(width: int = 64) -> None: ...
+
+    info = plugins.space_info(factory)
+    assert (info.tiny, info.tiny_input_shape, info.published) == ({"width": 4}, (3, 8, 8), "12 subnets")
+    assert info.float_only == "no integer form of a shift"
+    assert plugins.SpaceInfo("here", "digits", (1, 8, 8)).tiny_input_shape == (1, 8, 8)

@@ -93,3 +93,19 @@ def test_exact_layers_that_are_wired_wrongly_are_refused() -> None:
     found = TargetCheck("t", "s", 1, 7, 10, layers, (), (), None, ("7 of 10 final integers differ.",))
     with pytest.raises(TargetError, match=r"target 't': 7 of 10 final integers differ\. Replace"):
         require_passed(found)
+
+
+def test_every_branch_and_every_form_of_a_layer_is_tried() -> None:
+    """Two random subnets would miss most of five branches; bits need no subnet of their own."""
+    names = ("a", "b", "c", "d", "e")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        branches = {name: nn.Conv2d(3, 4, 1 + 2 * (i % 2), padding=i % 2) for i, name in enumerate(names)}
+        net = nn.Sequential(
+            elastic.OneOf(Choice("operator", names), **branches), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+            nn.Linear(4, 5),
+        )  # fmt: skip
+        tested = Supernet(quantize(net, torch.zeros(1, 3, 8, 8), first_last_bits=None), "branches")
+    found = check_target(tested, noise((3, 8, 8), 8), subnets=2)
+    assert found.missed == () and found.subnets in (5, 6)  # the largest may be the smallest
+    assert {layer.path for layer in found.layers} == {*(f"0.branches.{name}" for name in names), "4"}

@@ -1,0 +1,170 @@
+"""CQAP: the conditional quantization-aware accuracy predictor of EQ-Net (Xu et al., ICCV 2023, section 3.5).
+
+A multilayer perceptron on the one-hot code of a subnet. The code is the space's own, so the predictor serves every space
+that can be encoded: bits, forms (the condition), widths, operators.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nasq.errors import ArtifactError, InputError
+from nasq.files import write_bytes
+from nasq.search.objectives import Objective, Rows
+from nasq.search.predictors.pairs import Pairs
+from nasq.search.predictors.quality import quality
+
+if TYPE_CHECKING:
+    from nasq.space import SearchSpace
+
+__all__ = ["CQAP", "Fit"]
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How a predictor is trained. The defaults are the released code's, but for ``held_out`` and ``batch_size``.
+
+    Attributes:
+        epochs: Passes over the pairs.
+        lr, weight_decay: Of Adam.
+        batch_size: Pairs per step; the released code takes 256 of 6,400 pairs.
+        held_out: Share of the pairs given that chooses the epoch whose weights are kept (the released code chooses on the
+            pairs that it reports on).
+        seed: Decides the weights at the start, the split and the order.
+    """
+
+    epochs: int = 100
+    lr: float = 4e-4
+    weight_decay: float = 1e-5
+    batch_size: int = 32
+    held_out: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1 or not self.lr > 0 or not 0 < self.held_out < 1:
+            raise InputError(
+                f"a predictor's fit is {self}; epochs and batch_size must be at least 1, lr above 0, and held_out between "
+                "0 and 1."
+            )
+
+
+class CQAP:
+    """Predicts a number of a subnet from its code.
+
+    Seven hidden layers of 200 units with ReLU and a linear output without bias, as released. Values are standardised
+    for the training (the released code learns accuracies from 0 to 1 as they are).
+
+    Args:
+        space: Whose subnets.
+        hidden, layers: Width and number of hidden layers.
+    """
+
+    def __init__(self, space: SearchSpace, hidden: int = 200, layers: int = 7) -> None:
+        self.space, self.hidden, self.layers = space, hidden, layers
+        self.mean, self.std = 0.0, 0.0
+        self.network = self._build(0)
+
+    def _build(self, seed: int) -> nn.Sequential:
+        sizes = [int(self.space.sizes.sum()), *[self.hidden] * self.layers]
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            parts: list[nn.Module] = []
+            for before, after in pairwise(sizes):
+                parts += [nn.Linear(before, after), nn.ReLU()]
+            return nn.Sequential(*parts, nn.Linear(sizes[-1], 1, bias=False))
+
+    def _codes(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(self.space.encode(rows))
+
+    def fit(self, pairs: Pairs, how: Fit | None = None) -> float:
+        """Learns pairs from the start; returns the root mean squared error on the pairs held out, in their unit.
+
+        Loss: smooth L1, as released.
+
+        Raises:
+            InputError: There are too few pairs, or their values are all equal.
+        """
+        how = how or Fit()
+        rng = np.random.default_rng(how.seed)
+        held, kept = pairs.split(how.held_out, rng)
+        if np.ptp(kept.values) == 0:
+            raise InputError(f"all {len(kept)} values are {kept.values[0]}: there is nothing to predict.")
+        self.mean, self.std = float(kept.values.mean()), float(kept.values.std())
+        self.network = self._build(how.seed)
+        optimizer = torch.optim.Adam(self.network.parameters(), how.lr, weight_decay=how.weight_decay)
+        codes = self._codes(kept.rows)
+        wanted = torch.from_numpy((kept.values - self.mean) / self.std).float()
+        best, weights = math.inf, self.network.state_dict()
+        for _ in range(how.epochs):
+            order = torch.from_numpy(rng.permutation(len(kept)))
+            for at in torch.split(order, how.batch_size):
+                optimizer.zero_grad()
+                F.smooth_l1_loss(self.network(codes[at]).flatten(), wanted[at]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            error = float(np.sqrt(np.mean((self(held.rows) - held.values) ** 2)))
+            if error < best:
+                best = error
+                weights = {name: value.clone() for name, value in self.network.state_dict().items()}
+        self.network.load_state_dict(weights)
+        return best
+
+    @torch.no_grad()
+    def __call__(self, rows: Rows) -> NDArray[np.float64]:
+        """The predicted values ``[n]`` of rows ``[n, choices]``.
+
+        Raises:
+            InputError: The predictor has learned nothing yet.
+        """
+        if not self.std > 0:
+            raise InputError("the predictor has learned nothing yet. Call fit, or load.")
+        values = self.network(self._codes(rows)).flatten().double().numpy()
+        return np.asarray(values * self.std + self.mean, dtype=np.float64)
+
+    def objective(self, name: str = "predicted_accuracy", unit: str = "%") -> Objective:
+        """The prediction as something to maximise."""
+        return Objective(name, unit, "maximize", self, on="rows")
+
+    def kendall(self, pairs: Pairs) -> float:
+        """Kendall's tau-b on ``pairs``."""
+        return quality(self(pairs.rows), pairs.values).kendall
+
+    def save(self, path: Path) -> None:
+        """Writes the weights to a ``.safetensors`` file, atomically."""
+        meta = {"space": self.space.fingerprint, "mean": repr(self.mean), "std": repr(self.std)}
+        write_bytes(path, save_tensors(dict(self.network.state_dict()), meta))
+
+    def load(self, path: Path) -> None:
+        """Reads what :meth:`save` wrote.
+
+        Raises:
+            ArtifactError: The file is missing or damaged, or of another space or size.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                meta = file.metadata() or {}
+            if meta.get("space") != self.space.fingerprint:
+                raise ArtifactError(
+                    f"{path} belongs to a space with fingerprint {meta.get('space')}, this one's is "
+                    f"{self.space.fingerprint}. Fit the predictor again."
+                )
+            self.network.load_state_dict(load_tensors(path.read_bytes()))
+            self.mean, self.std = float(meta["mean"]), float(meta["std"])
+        except (OSError, SafetensorError, RuntimeError, KeyError, ValueError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(f"{path} cannot be read as a predictor: {str(error).splitlines()[0]}.") from error

@@ -1,7 +1,8 @@
 """Time of a quantized training step and of calibration, as ratios to plain fp32 in one run.
 
-ResNet-20 for CIFAR-10 (He et al. 2016; 1x1 convolutions in its two projection shortcuts), batch 256, random inputs: speed
-does not depend on the weights' values. Usage: ``python -m scripts.benchmarks.quantized_step [--threads 2]``.
+ResNet-20 for CIFAR-10 (He et al. 2016, parameter-free shortcuts), batch 256, random inputs: speed does not depend on the
+weights' values. ``--sum-bits 8`` keeps the residual stream at 8 bits and requantizes what convolutions read of it.
+Usage: ``python -m scripts.benchmarks.quantized_step [--threads 2] [--sum-bits 8]``.
 """
 
 from __future__ import annotations
@@ -14,40 +15,13 @@ import time
 from collections.abc import Callable
 
 import torch
+from nasq.search_spaces.resnet import resnet20
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nasq
 from nasq.deploy.bench import environment
 from nasq.quant import calibrate, quantize
-
-
-class Block(nn.Module):
-    def __init__(self, channels: int, out: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(out)
-        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(out)
-        same = stride == 1 and channels == out
-        project = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-        self.shortcut = nn.Identity() if same else project
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + self.shortcut(x))
-
-
-class ResNet20(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        shapes = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
-        self.blocks = nn.Sequential(*(Block(*shape) for shape in shapes))
-        self.head = nn.Linear(64, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.blocks(self.stem(x)).mean((2, 3)))
 
 
 def step(model: nn.Module, x: Tensor, y: Tensor, bf16: bool) -> None:
@@ -75,13 +49,14 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sum-bits", type=int, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    plain = ResNet20().train()
+    plain = resnet20(elastic=False).train()
     both = ("symmetric", "asymmetric")
     forms = {"weight_granularity": ("tensor", "channel"), "weight_symmetry": both, "activation_symmetry": both}
-    network = quantize(plain, torch.zeros(1, 3, 32, 32), "generic", **forms)
+    network = quantize(plain, torch.zeros(1, 3, 32, 32), "generic", sum_bits=options.sum_bits, **forms)
     x, y = torch.randn(options.batch, 3, 32, 32), torch.randint(10, (options.batch,))
     began = time.perf_counter()
     calibrate(network, x)
@@ -99,6 +74,7 @@ def main() -> None:
         options.repeats,
     )
     result = {
+        "sum_bits": options.sum_bits,
         "calibration_seconds": round(calibration, 3),
         "forms_per_weight": 7 * 4,
         "forms_per_signed_activation": 7 * 2,

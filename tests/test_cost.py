@@ -175,6 +175,15 @@ def test_average_bits_of_uniform_bits_are_those_bits(bits: int) -> None:
     assert found["average_weight_bits"] == found["average_activation_bits"] == bits
 
 
+def test_compression_is_the_fp32_parameters_over_the_bytes() -> None:
+    supernet = quantized_supernet()
+    model = CostModel(supernet)
+    for seed in range(5):
+        subnet = supernet.space.sample(generator(seed))
+        found = model.of(subnet)
+        assert found["compression"] == 4 * found["params"] / found["bytes"]
+
+
 def test_more_bits_never_cost_less() -> None:
     supernet = Supernet(quantized(straight()))
     model, space = CostModel(supernet), supernet.space
@@ -184,10 +193,14 @@ def test_more_bits_never_cost_less() -> None:
         for name, option in subnet.items():
             if name.endswith("_bits") and option != 8:
                 after = model.of(subnet.updated({name: 8}))
-                assert all(after[key] >= before[key] for key in COSTS), name
+                assert all(after[key] >= before[key] for key in COSTS if key != "compression"), name
+                assert after["compression"] <= before["compression"]
                 changed = "average_weight_bits" if name.endswith("weight_bits") else "bitops"
                 assert after[changed] > before[changed]
                 assert after["params"] == before["params"] and after["macs"] == before["macs"]
+
+
+RATIOS = {"average_weight_bits", "average_activation_bits", "compression"}
 
 
 def test_arrays_and_single_subnets_agree() -> None:
@@ -198,7 +211,7 @@ def test_arrays_and_single_subnets_agree() -> None:
     for index, subnet in enumerate(supernet.space.to_subnets(rows)):
         assert model.of(subnet) == {name: values[index].item() for name, values in many.items()}
     for name, values in many.items():
-        assert values.shape == (20,) and values.dtype == (np.float64 if name.startswith("average") else np.int64)
+        assert values.shape == (20,) and values.dtype == (np.float64 if name in RATIOS else np.int64)
     assert all(values.shape == (0,) for values in model.evaluate(rows[:0]).values())
 
 
@@ -212,7 +225,8 @@ def test_a_layer_called_twice_has_its_parameters_once_and_its_work_twice() -> No
             return self.conv(self.conv(x))
 
     model = CostModel(Supernet(Twice()), images(1))
-    assert model.of({"kernel": 1}) == {"params": 12, "macs": 2 * 9 * 64, "bitops": 2 * 9 * 64 * 1024, "bytes": 48}
+    wanted = {"params": 12, "macs": 2 * 9 * 64, "bitops": 2 * 9 * 64 * 1024, "bytes": 48, "compression": 1.0}
+    assert model.of({"kernel": 1}) == wanted
 
 
 def test_a_module_shared_by_branches_counts_where_any_of_them_runs() -> None:

@@ -124,7 +124,8 @@ def _fold(node: Any, inputs: list[NDArray[Any]]) -> NDArray[Any] | None:
     types, settings = tuple(value.dtype.name for value in inputs), {item.name: item for item in node.attribute}
     match node.op_type, types:
         case "Mul", ("float32", "float32") | ("int32", "int32"):
-            return np.asarray(inputs[0] * inputs[1])
+            with np.errstate(invalid="ignore", over="ignore"):  # of a damaged file
+                return np.asarray(inputs[0] * inputs[1])
         case "BitShift", ("uint8", "uint8") if settings["direction"].s == b"RIGHT":
             return np.asarray(inputs[0] >> inputs[1])
         case "Mod", ("uint8", "uint8") if not settings and bool(np.all(inputs[1] > 0)):

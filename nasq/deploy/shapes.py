@@ -46,7 +46,7 @@ def _said(op: p.Op, shapes: list[Shape]) -> Shape:
     return op.output.shape
 
 
-@_of(p.Clip, p.Scale, p.Table, p.Add, p.Sub)
+@_of(p.Clip, p.Scale, p.Table, p.Sub)
 def _same(op: p.Op, shapes: list[Shape]) -> Shape:
     if any(shape != shapes[0] for shape in shapes):
         raise ArtifactError(f"its inputs have different shapes: {', '.join(map(str, shapes))}.")
@@ -127,8 +127,8 @@ def _concat(op: p.Concat, shapes: list[Shape]) -> Shape:
     return (*first[:dim], sum(shape[dim] for shape in shapes), *first[dim + 1 :])
 
 
-@_of(p.Mul)
-def _mul(op: p.Mul, shapes: list[Shape]) -> Shape:
+@_of(p.Add, p.Mul)
+def _repeated(op: p.Op, shapes: list[Shape]) -> Shape:
     one, other = shapes
     if len(one) != len(other) or any(a != b and 1 not in (a, b) for a, b in zip(one, other, strict=True)):
         raise ArtifactError(f"its inputs have different shapes: {one}, {other}.")

@@ -21,6 +21,7 @@ __all__ = [
     "Condition",
     "Container",
     "ElasticModule",
+    "Misfit",
     "Size",
     "elastic_modules",
     "evaluating",
@@ -33,6 +34,10 @@ _T = TypeVar("_T")
 
 Size = int | Expression
 Condition = tuple[tuple[str, frozenset[Option]], ...]
+
+
+class Misfit(InputError):
+    """A layer was given an input of another size than it takes."""
 
 
 class ElasticModule(nn.Module):
@@ -77,11 +82,11 @@ class ElasticModule(nn.Module):
         """Raises where an input that an operation just refused has another size than the layer takes.
 
         Raises:
-            InputError: Says both sizes.
+            Misfit: Says both sizes.
         """
         given = x.shape[dim] if -x.ndim <= dim < x.ndim else 0
         if given != size:
-            raise InputError(
+            raise Misfit(
                 f"a {type(self).__name__} takes {size} {what}, and its input of shape {list(x.shape)} has {given}. Give "
                 "inputs of the size that the network was built for, or give both layers the same choice or expression."
             )

@@ -89,6 +89,8 @@ class _Converter:
                 self.choices[number] = Choice(f"{group.path}.width", options)
         for layer in widths.layers.values():
             self._tell(layer)
+        for node, reason in widths.passed_over:
+            self.skip(node.path, "width", reason)
 
     def _unit(self, group: Group) -> int:
         """What the widths are multiples of: of ``round_to`` as far as the group's own unit allows."""
@@ -142,6 +144,9 @@ class _Converter:
             choice = Choice(f"{path}.kernel", (*smaller, kernel))
             self.kernels[module] = choice
             self.report.kernels[choice.name] = (path,)
+        for node, reason in self.widths.passed_over:
+            if isinstance(node.module, nn.Conv2d) and max(node.module.kernel_size) > 1:
+                self.skip(node.path, "kernel", reason)
 
     # Building
 

@@ -61,11 +61,18 @@ class Layer:
 
 @dataclass
 class Widths:
-    """The groups, joined as the graph is followed, and the layers found on the way."""
+    """The groups, joined as the graph is followed, and what is found on the way.
+
+    Attributes:
+        groups, parent: The groups, and the number of the group that each was joined to.
+        layers: The layers whose channels are followed.
+        passed_over: Layers with weights whose channels are not, with the reason.
+    """
 
     groups: list[Group] = field(default_factory=list)
     parent: list[int] = field(default_factory=list)
     layers: dict[nn.Module, Layer] = field(default_factory=dict)
+    passed_over: list[tuple[Node, str]] = field(default_factory=list)
 
     def new(self, path: str, size: int, reason: str = "") -> Channels:
         """Channels of a group of their own."""
@@ -184,6 +191,8 @@ def _barrier(widths: Widths, node: Node, *inputs: Channels) -> Channels:
     reason = f"{what} at {node.path!r} reads it, through which widths are not followed"
     for channels in inputs:
         widths.freeze(channels, reason)
+    if isinstance(node.module, (nn.Conv2d, nn.Linear)):
+        widths.passed_over.append((node, obstacle(node.module) or "its features are those of tokens, not channels"))
     return widths.new(node.path, node.shape[0] if node.shape else 1, reason)
 
 
@@ -206,7 +215,7 @@ def _keeps_channels(node: Node) -> bool:
 def _rule(node: Node) -> Callable[..., Channels]:
     # Features of tokens lie in the last dimension; followed are channels, in the first.
     tokens = node.kind in {"linear", "concat"} and len(node.shape) not in ((1,) if node.kind == "linear" else (1, 3))
-    if tokens or node.attributes.get("dim", 1) != 1:
+    if tokens or (node.kind == "concat" and node.attributes.get("dim", 0)):
         return _barrier
     if node.kind in {"slice", "pad"} and not _keeps_channels(node):
         return _barrier

@@ -79,7 +79,10 @@ def _attention(
 
 
 def _addcmul(a: Any, b: Any, c: Any) -> Any:
-    return a + b * c
+    made = b * c
+    whole = tuple(made.shape[1:])
+    # What is added to all images alike is given the size of one: it is a parameter then, and no broadcasting is left.
+    return (a if tuple(a.shape[1:]) == whole else a.expand(1, *whole)) + made
 
 
 def _like(x: Any, other: Any) -> Any:

@@ -41,20 +41,24 @@ class Derived(nn.Module):
 
     Args:
         steps: What is computed, in order; the last result is the tensor.
+        ndim: Number of dimensions of the tensors it meets, batch included.
     """
 
-    def __init__(self, steps: list[_Step]) -> None:
+    def __init__(self, steps: list[_Step], ndim: int) -> None:
         super().__init__()
-        self.steps = steps
+        self.steps, self.ndim = steps, ndim
 
     def forward(self) -> Tensor:
-        """The tensor; a first dimension of 1 is added where it has none, for the batch."""
+        """The tensor, with dimensions of 1 in front as broadcasting adds them, at least one for the batch."""
         results: list[Any] = []
         for step in self.steps:
             results.append(step.value if step.value is not None else _call(step, results))
         made = results[-1]
         assert isinstance(made, Tensor)
-        return made if made.ndim > 1 and made.shape[0] == 1 else made.unsqueeze(0)
+        missing = self.ndim - made.ndim
+        if missing <= 0:
+            return made if made.ndim > 1 and made.shape[0] == 1 else made.unsqueeze(0)
+        return made.reshape(*[1] * missing, *made.shape)
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
         """Those it refers to, for counting; they are registered elsewhere."""
@@ -121,7 +125,10 @@ def derived_from_parameters(
             continue
         if node.op == "get_attr" and value.ndim > 1 and value.shape[0] == 1 and isinstance(value, nn.Parameter):
             continue
-        ends[node] = Derived(_steps(node, root, values))
+        met = [
+            values[user].ndim for user in node.users if isinstance(values.get(user), Tensor) and user not in constant
+        ]
+        ends[node] = Derived(_steps(node, root, values), max(met, default=0))
     inner = {node for node in constant if node not in ends and any(user in constant for user in node.users)}
     inner = {node for node in inner if all(user in constant or user not in needed for user in node.users)}
     return ends, inner

@@ -230,7 +230,8 @@ def kind_of_call(node: fx.Node, sources: Sequence[fx.Node], values: Mapping[fx.N
     if (sliced := slice_of(node, values)) is not None:
         return "slice", sliced
     if node.target is F.pad:
-        return _pad(ndim=after.ndim, **dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)), **node.kwargs)
+        given: dict[str, Any] = dict(zip(("pad", "mode", "value"), node.args[1:], strict=False)) | node.kwargs
+        return _pad(ndim=after.ndim, **given)
     if (of_tokens := token_call(node, sources, values)) is not None:
         return of_tokens
     if (of_elements := function_of_call(node)) is not None:
@@ -248,8 +249,8 @@ def kind_of_call(node: fx.Node, sources: Sequence[fx.Node], values: Mapping[fx.N
         return "identity", {}  # a sum that was begun with 0
     if rule == "add":
         # A parameter has 1 where the others have the batch.
-        same = len(sources) == 2 and all(_behind_batch(values[x]) == tuple(after.shape[1:]) for x in sources)
-        return ("add", {}) if same and "alpha" not in node.kwargs else ("other", {})
+        fits = _broadcasts([_behind_batch(values[x]) for x in sources], tuple(after.shape[1:]))
+        return ("add", {}) if fits and "alpha" not in node.kwargs else ("other", {})
     if isinstance(rule, str):
         return rule, {}
     return rule(*node.args[1:], **{key: value for key, value in node.kwargs.items() if key != "input"})

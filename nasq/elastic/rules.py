@@ -180,11 +180,15 @@ def _norm(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[
     return inputs[0].dims
 
 
-@size("add", makes=True)
+@size("add", "mul", "sub", makes=True)
 def _add(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
+    """Equal sizes, or 1 on one side, which is repeated."""
+    made = []
     for what, one, other in zip(names_of(inputs[0]), inputs[0].dims, inputs[1].dims, strict=True):
-        flow.agree(node, what, one, inputs[1], other, running, inputs[0].source)
-    return inputs[0].dims
+        wanted = np.where((one == 1) | (other == 1), one, other)
+        flow.agree(node, what, one, inputs[1], wanted, running, inputs[0].source)
+        made.append(np.maximum(one, other))
+    return tuple(made)
 
 
 def names_of(x: Sized) -> tuple[str, ...]:

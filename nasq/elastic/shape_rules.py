@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nasq.elastic.graph import Node
-from nasq.elastic.rules import Bools, Ints, Sized, names_of, size
+from nasq.elastic.rules import Bools, Ints, Sized, size
 from nasq.elastic.slicing import taken
 
 if TYPE_CHECKING:
@@ -55,14 +55,3 @@ def _group_norm(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> 
     norm: Any = node.module
     flow.agree(node, "channels", flow.lookup(norm.num_channels), inputs[0], inputs[0].dims[0], running)
     return inputs[0].dims
-
-
-@size("mul", "sub", makes=True)
-def _pairwise(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
-    """Equal sizes, or 1 on one side."""
-    made = []
-    for what, one, other in zip(names_of(inputs[0]), inputs[0].dims, inputs[1].dims, strict=True):
-        repeated = (one == 1) | (other == 1)
-        flow.agree(node, what, one, inputs[1], np.where(repeated, one, other), running, inputs[0].source)
-        made.append(np.maximum(one, other))
-    return tuple(made)

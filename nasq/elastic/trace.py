@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from nasq.elastic.base import Container, evaluating
+from nasq.elastic.base import Container, Misfit, evaluating
 from nasq.elastic.decompose import select_before_permuting
 from nasq.elastic.derived import derived_from_parameters
 from nasq.elastic.graph import Graph, Kind, Node
@@ -96,12 +96,22 @@ def _needed(graph: fx.Graph, values: dict[fx.Node, Any]) -> set[fx.Node]:
 def _as_it_was(root: nn.Module) -> Iterator[None]:
     """Takes back what torch.fx (constants) or a forward (``self.last = x``) writes on the modules."""
     before = [(module, dict(vars(module))) for module in root.modules()]
+    # Dictionaries of a module's own may be caches, in which a forward keeps what must not outlive the trace.
+    caches = [
+        (value, dict(value))
+        for _, attributes in before
+        for name, value in attributes.items()
+        if type(value) is dict and not name.startswith("_")
+    ]
     try:
         yield
     finally:
         for module, attributes in before:
             vars(module).clear()
             vars(module).update(attributes)
+        for cache, content in caches:
+            cache.clear()
+            cache.update(content)
 
 
 def trace(module: nn.Module, *examples: Tensor, path: str = "", makers: Sequence[str] = ()) -> Graph:
@@ -123,7 +133,9 @@ def trace(module: nn.Module, *examples: Tensor, path: str = "", makers: Sequence
             if tracer.is_leaf_module(module, path):
                 return _whole(module, tracer)
             graph = tracer.trace(module)
-        except InputError:
+        except InputError as error:
+            if isinstance(error, Misfit):  # inside a container: its parts name both layers
+                raise _untraceable(module, tracer, error) from error
             raise
         except Exception as error:  # whatever a user's forward raises
             raise _untraceable(module, tracer, error) from error

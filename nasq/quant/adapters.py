@@ -228,7 +228,9 @@ def _adapters(
 ) -> dict[int, Adapter]:
     """The adapter of each bit-width."""
     outputs, groups = like.scale.shape
-    found = [Adapter(outputs, groups, rank, scale, generator).to(like.scale) for _ in (options[:1] if shared else options)]
+    found = [
+        Adapter(outputs, groups, rank, scale, generator).to(like.scale) for _ in (options[:1] if shared else options)
+    ]
     return dict(zip(options, found * len(options), strict=False))
 
 

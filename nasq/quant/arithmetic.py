@@ -28,6 +28,8 @@ STEP_FLOOR = 2.0**-24
 """Smallest step size."""
 EXACT = 2.0**24
 """Integers below this are exact in fp32."""
+_PIECE = 1 << 16
+"""Elements worked on at once."""
 _FINE = 16.0
 """A bias grid is fine enough at 1/16 of an output step."""
 
@@ -162,7 +164,20 @@ def add_integers(
     ratio_a, ratio_b = steps[0] / steps[2], steps[1] / steps[2]
     zero_a, zero_b, zero_y = (torch.as_tensor(z, dtype=torch.float32, device=a.device) for z in zeros)
     fixed = zero_y - _fma(ratio_a, zero_a, ratio_b * zero_b)
-    return _fma(a, ratio_a, _fma(b, ratio_b, fixed)).round_().clamp_(low, high)
+    # In memory order and in pieces that stay in a core's cache: the float64 in between is most of the work.
+    a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
+    last = a.ndim == 4 and a.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    made = torch.empty_like(a, memory_format=order)
+    flat = [_flat(x.contiguous(memory_format=order), last) for x in (a, b)]
+    pieces = (torch.split(part, _PIECE) for part in (*flat, _flat(made, last)))
+    for x, y, out in zip(*pieces, strict=True):
+        out.copy_(_fma(x, ratio_a, _fma(y, ratio_b, fixed)).round_().clamp_(low, high))
+    return made
+
+
+def _flat(x: Tensor, last: bool) -> Tensor:
+    return (x.permute(0, 2, 3, 1) if last else x).reshape(-1)
 
 
 def pool_multiplier(step_in: Tensor, step_out: Tensor, count: int, whole: bool) -> Tensor:

@@ -48,14 +48,18 @@ def _round_pieces(x: Tensor, step: float, low: float, high: float) -> Tensor:
 
 
 def _backward_pieces(
-    g: Tensor, x: Tensor, y: Tensor, step: float, low: float, high: float
+    g: Tensor, x: Tensor, y: Tensor | None, step: float, low: float, high: float
 ) -> tuple[Tensor, float, float]:
-    """The input's gradient, the step's times the step, and the sum of the gradients that were clipped away."""
+    """The input's gradient, the step's times the step, and the sum of the gradients that were clipped away.
+
+    Without ``y`` its pieces are computed again.
+    """
     inside = torch.empty_like(x, dtype=g.dtype)
-    x_flat, g_flat, y_flat, out = _flat(x, g, y, inside)
+    x_flat, g_flat, out, *kept = _flat(x, g, inside, *([] if y is None else [y]))
     scaled = clipped = 0.0
     for piece in _pieces(x.numel()):
-        part, grad, before, after = out[piece], g_flat[piece], x_flat[piece], y_flat[piece]
+        part, grad, before = out[piece], g_flat[piece], x_flat[piece]
+        after = kept[0][piece] if kept else before.div(step).clamp_(low, high).round_().mul_(step)
         torch.ops.aten.hardtanh_backward.grad_input(grad, before, low * step, high * step, grad_input=part)
         scaled += float(torch.dot(part, after - before))
         rest = grad - part
@@ -80,7 +84,9 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             y = x / step.to(x.dtype)
             y.clamp_(low, high).round_().mul_(step.to(x.dtype))  # type: ignore[arg-type]
-        ctx.save_for_backward(x, y, step)
+        # In fp32 memory is what a quantized step lacks; in bf16, which halves it, time counts more.
+        again = ctx.pieces and x.dtype == torch.float32
+        ctx.save_for_backward(x, None if again else y, step)
         return y
 
     @staticmethod
@@ -96,6 +102,8 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             inside = torch.where((x > low * step) & (x < high * step), g, 0)
             outside = (g - inside).to(step.dtype)
+            if y is None:  # it was not kept
+                y = x.div(step).clamp(low, high).round() * step
             grad_step = (inside.to(step.dtype) * (y - x) + outside * y).sum_to_size(step.shape)
             grad_zero = outside * step
         # Both bounds are (integer - zero_point): moving the zero-point moves what is clipped, by one step.

@@ -104,7 +104,7 @@ class Conv(Linear):
 
 @dataclass(frozen=True)
 class Add(Op):
-    """The sum of two tensors of equal shape, in the order of ``inputs``."""
+    """The sum of two tensors of equal rank, in the order of ``inputs``; a dimension of size 1 is repeated."""
 
     kind = "add"
 

@@ -26,7 +26,7 @@ _OPERATORS = {
     "max_pool": "max_pool", "reshape": "reshape", "relu": "clip", "relu6": "clip", "slice": "slice", "pad": "pad",
     "unary": "table", "mul": "mul", "sub": "sub", "matmul": "matmul", "relative_position": "matmul", "softmax": "softmax",
     "layer_norm": "layer_norm", "group_norm": "layer_norm", "permute": "transpose", "view": "reshape", "mean": "avg_pool",
-    "split_heads": "reshape", "parameter": "constant", "select": "slice", "upsample": "upsample",
+    "split_heads": "reshape", "parameter": "constant", "select": "slice", "scale": "scale", "upsample": "upsample",
     "resize": "matmul",
 }  # fmt: skip
 

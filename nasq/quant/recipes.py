@@ -29,6 +29,7 @@ from nasq.quant.tokens import (
     RelativePositionProducer,
     SoftmaxProducer,
 )
+from nasq.space import Choice
 
 if TYPE_CHECKING:
     from nasq.quant.builder import Builder
@@ -162,7 +163,9 @@ def _relative_position(builder: Builder, node: Node) -> Node:
 
 def _constant_quantizer(builder: Builder, path: str) -> ActivationQuantizer:
     """What never changes is stored with 8 bits: no choice."""
-    return ActivationQuantizer(path, True, (8,), builder.plan.activation_symmetry[:1])
+    symmetry = builder.plan.activation_symmetry
+    options = symmetry.options if isinstance(symmetry, Choice) else symmetry
+    return ActivationQuantizer(path, True, (8,), [str(options[0])])
 
 
 # -- what keeps its input's grid

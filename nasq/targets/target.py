@@ -12,7 +12,7 @@ __all__ = ["FEATURES", "OPERATORS", "Removal", "Target"]
 
 OPERATORS = (
     "conv", "linear", "add", "avg_pool", "max_pool", "reshape", "clip", "concat", "slice", "pad", "transpose", "upsample",
-    "table", "constant", "mul", "sub", "matmul", "softmax", "layer_norm",
+    "scale", "table", "constant", "mul", "sub", "matmul", "softmax", "layer_norm",
 )  # fmt: skip
 _GROUP = re.compile("group[1-9][0-9]*")  # step sizes for so many neighbouring inputs of an output
 MOST_BITS = 16  # what may be asked for

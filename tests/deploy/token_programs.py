@@ -139,7 +139,7 @@ def cnn_program(seed: int, bits: Sequence[int] = (2, 3, 4, 5, 6, 7, 8)) -> Progr
     last = maker.table(last, "hardswish", 8)
     squeezed = maker.avg_pool(last, (12, 12), (1, 1), bits=8)
     gate = maker.table(maker.conv(maker.conv(squeezed, 4, 1, form="unsigned"), 8, 1, form="signed"), "sigmoid")
-    last = maker.mul(last, gate)
+    last = maker.add(maker.mul(last, gate), maker.conv(squeezed, 8, 1, form="signed"), bits=8)
     pooled = maker.pool(last, (3, 3), (1, 1), (1, 1), counted=False)
     last = maker.sub(pooled, last, 8)
     halves = [maker.slice(last, (slice(a, a + 4), slice(None), slice(None))) for a in (0, 4)]

@@ -86,7 +86,7 @@ def test_the_order_is_an_execution_order_and_users_read() -> None:
         (lambda net, x: net.c(x) + net.d(x), "add"),
         (lambda net, x: torch.add(net.c(x), net.d(x)), "add"),
         (lambda net, x: torch.add(net.c(x), net.d(x), alpha=2), "other"),
-        (lambda net, x: net.c(x) + net.d(x).mean((2, 3), keepdim=True), "other"),
+        (lambda net, x: net.c(x) + net.d(x).mean((2, 3), keepdim=True), "add"),
         (lambda net, x: torch.cat([net.c(x), net.d(x)], dim=1), "concat"),
         (lambda net, x: torch.cat([net.c(x), net.d(x)], dim=2), "concat"),
         (lambda net, x: net.c(x).relu_(), "relu"),

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasq import Choice, Supernet, elastic
 from nasq.deploy import bundle, onnx, parity
 from nasq.deploy.reference import Reference
 from nasq.errors import InputError
@@ -185,3 +186,48 @@ def test_what_cannot_be_said_in_integers_is_named() -> None:
     ):
         quantize(Ceil(), torch.zeros(1, 3, 12, 12))
     quantize(Ceil(), torch.zeros(1, 3, 13, 13))
+
+
+class ElasticTransformer(nn.Module):
+    """One block whose embedding, heads, features per head and depth are choices, with relative positions."""
+
+    def __init__(self, causal: bool = False) -> None:
+        super().__init__()
+        width = Choice("width", (8, 16))
+        heads = Choice("heads", (1, 2))
+        self.patch = elastic.Conv2d(3, width, 4, stride=4, padding=0)
+        self.cls, self.position = elastic.Parameter(1, 1, width), elastic.Parameter(1, 10, width)
+        self.norm = elastic.LayerNorm(width)
+        self.attention = elastic.MultiheadAttention(
+            width, heads, 4, causal=causal, relative_tokens=10, relative_length=2
+        )
+        self.head = elastic.Linear(width, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls().expand(x.shape[0], -1, -1), x], dim=1) + self.position()
+        x = x + self.attention(self.norm(x))
+        return self.head(x[:, 0])  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_elastic_attention_is_exact_activated_extracted_and_exported(causal: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, 12, 12)
+    network = quantize(ElasticTransformer(causal), x[:1], weight_bits=(4, 8), activation_bits=(4, 8))
+    calibrate(network, x)
+    supernet = Supernet(network).eval()
+    space = supernet.space
+    rng = torch.Generator().manual_seed(1)
+    for index, subnet in enumerate([space.largest(), space.smallest(), space.sample(rng)]):
+        with supernet.activate(subnet):
+            program, activated = freeze(network), network.integers(x).numpy()
+        extracted = supernet.extract(subnet).eval()
+        assert isinstance(extracted, QuantizedNetwork)
+        np.testing.assert_array_equal(extracted.integers(x).numpy(), activated)
+        directory = tmp_path / str(index)
+        bundle.write(directory, program, {parity.MODEL: onnx.export(program)})
+        report = parity.check(directory, x.numpy())
+        assert report.findings == () and report.differing == 0
+        assert [str(layer) for layer in report.layers if layer.differing] == []
+        np.testing.assert_array_equal(Reference(directory).run(x.numpy()), activated)

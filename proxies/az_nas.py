@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from nasq.errors import InputError
 from nasq.ranking import Needs, Passes, PassProxy, PoolProxy, ranks
 
+from ._initialise import kaiming
 from .flops import Flops
-from .initialise import kaiming
 
 __all__ = ["AzNas", "Expressivity", "Progressivity", "Trainability", "blocks_of"]
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from nasq.errors import InputError
 from nasq.ranking import Needs, Passes, PassProxy, Recorder
 
-from .initialise import kaiming
+from ._initialise import kaiming
 
 __all__ = ["LinearRegions"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from nasq.errors import InputError
 from nasq.ranking import Needs, Passes, PassProxy, Recorder
 
-from .initialise import gaussian
+from ._initialise import gaussian
 
 __all__ = ["Swap"]
 

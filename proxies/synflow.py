@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from nasq.ranking import Needs, Passes, PassProxy, layers_of, quantized_weights
 
-from .scaled import Scaling, log_scale
+from ._scaled import Scaling, log_scale
 
 __all__ = ["Synflow", "flow"]
 

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from nasq.errors import InputError
 from nasq.ranking import Needs, Passes, PassProxy, Recorder
 
-from .initialise import gaussian
+from ._initialise import gaussian
 
 __all__ = ["Zen"]
 

@@ -166,7 +166,9 @@ def ranker_fit(
 @ranker_app.command("apply")
 def ranker_apply(
     ranker: Annotated[Path, typer.Argument(metavar="RANKER", help="Made by 'nasq ranker fit'.")],
-    scores: Annotated[Path, typer.Argument(metavar="SCORES.csv", help="Made by 'nasq score --nodes' on the same space.")],
+    scores: Annotated[
+        Path, typer.Argument(metavar="SCORES.csv", help="Made by 'nasq score --nodes' on the same space.")
+    ],
     out: Annotated[Path, typer.Option(metavar="FILE.csv")],
     json: Json = False,
     quiet: Quiet = False,

@@ -69,6 +69,37 @@ def audit(
     show(found, output)
 
 
+def rank_supernet(
+    directory: Annotated[Path, typer.Argument(metavar="RUN", help="A run whose supernet is trained.")],
+    table: Annotated[Path, typer.Option(metavar="TABLE.csv", help="The ground truth.")],
+    metric: Annotated[str | None, typer.Option(help="Column of the table; default its first.")] = None,
+    count: Annotated[int | None, typer.Option(min=5, help="So many random rows of the table; default all.")] = None,
+    resamples: Annotated[int, typer.Option(min=1, help="Of the bootstrap behind the intervals.")] = 1000,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Rank a table's subnets by their accuracy with a supernet's weights, on validation images, and audit the ranking."""
+    from nasq.ranking.table import Table
+    from nasq.run.directory import RunDirectory
+    from nasq.run.flow import open_workshop
+    from nasq.run.table_rank import rank_supernet as rank
+    from nasq.run.train import require_trained
+
+    output = Output(json, quiet)
+    truth = Table.read(table)
+    with RunDirectory.open(directory) as run:
+        require_trained(run)
+        workshop = open_workshop(run)
+
+        def tell(done: int, total: int) -> None:
+            if done % 50 == 0 or done == total:
+                output.log(f"{done} of {total} subnets")
+
+        found, _ = rank(run, workshop, truth, metric, count, tell, resamples=resamples, seed=seed)
+    show(found, output)
+
+
 def _of_space(name: str, scores: Table) -> dict[str, Any]:
     """The space's network, and what the scored subnets cost in it."""
     import torch
@@ -129,3 +160,4 @@ def add_commands(app: typer.Typer) -> None:
     table_app.command("build")(build)
     app.add_typer(table_app, name="table")
     app.command()(audit)
+    app.command("rank-supernet")(rank_supernet)

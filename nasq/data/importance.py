@@ -29,7 +29,8 @@ def logit_gradient_norm(logits: Tensor, labels: Tensor) -> Tensor:
     """
     gradient = logits.softmax(1)
     gradient[torch.arange(len(labels), device=labels.device), labels] -= 1
-    return gradient.norm(dim=1)
+    norms: Tensor = gradient.norm(dim=1)
+    return norms
 
 
 def linear_smoothing(epoch: int, epochs: int) -> float:

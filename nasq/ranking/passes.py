@@ -29,13 +29,16 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nasq.elastic.base import elastic_modules
 from nasq.errors import InputError
 from nasq.ranking.capture import Call, Recorder, layers_of
 from nasq.ranking.copies import private_copy, seeded
 from nasq.ranking.per_sample import stream_gradients
-from nasq.ranking.proxy import Batch
 
-__all__ = ["OBSERVATIONS", "Observed", "Passes"]
+__all__ = ["OBSERVATIONS", "Batch", "Observed", "Passes", "begin"]
+
+Batch = tuple[Tensor, Tensor | None]
+"""Normalised inputs ``[N, ...]`` and int64 labels ``[N]``; ``None`` where there are no labels."""
 
 OBSERVATIONS = frozenset({"gradients", "curvature", "fisher", "input_gradients", "codes"})
 """What the shared pass over the whole batch can observe."""
@@ -390,3 +393,27 @@ class _Part:
 def _channel_axis(output: Tensor) -> int:
     """Convolutions have channels behind the batch, linear layers at the end."""
     return 1 if output.ndim == 4 else output.ndim - 1
+
+
+def begin(
+    model: nn.Module,
+    batch: Batch,
+    generator: torch.Generator | None,
+    *,
+    output: int | str | None = None,
+    chunk: int | None = None,
+    wanted: Iterable[str] = (),
+) -> Passes:
+    """The passes over a plain model, seeded by one draw from ``generator`` (``None``: one seeded with 0).
+
+    Raises:
+        InputError: The model still holds choices.
+    """
+    for path, _ in elastic_modules(model):
+        raise InputError(
+            f"the network still holds choices (at {path or 'its root'!r}), and a score is of one subnet. Extract it: "
+            "supernet.extract(subnet)."
+        )
+    own = torch.Generator().manual_seed(0) if generator is None else generator
+    seed = int(torch.randint(2**62, (1,), generator=own, device=own.device).item())
+    return Passes(model, batch, seed=seed, output=output, chunk=chunk, wanted=wanted)

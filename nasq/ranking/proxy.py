@@ -5,22 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import nn
 
 from nasq.errors import InputError
-
-if TYPE_CHECKING:
-    from nasq.ranking.passes import Passes
+from nasq.ranking.copies import untouched
+from nasq.ranking.passes import Batch, Passes, begin
 
 __all__ = ["Batch", "Needs", "PassProxy", "PoolProxy", "Proxy", "ranks"]
-
-Batch = tuple[Tensor, Tensor | None]
-"""Normalised inputs ``[N, ...]`` and int64 labels ``[N]``; ``None`` where there are no labels."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +32,21 @@ class Needs:
     data: bool = False
     labels: bool = False
     batches: int = 1
+
+    def check(self, name: str, batch: Batch) -> None:
+        """Raises where a batch lacks what the proxy ``name`` looks at.
+
+        Raises:
+            InputError: It has no labels, or too few images.
+        """
+        x, y = batch
+        if self.labels and y is None:
+            raise InputError(
+                f"{name!r} needs labels and the batch has none. Give a batch (images, labels), or take a proxy without "
+                "labels ('nasq proxies' says what each needs)."
+            )
+        if len(x) < self.batches:
+            raise InputError(f"{name!r} splits the batch into {self.batches} and it has {len(x)} image(s). Give more.")
 
     def text(self) -> str:
         """In a few words: ``"data, labels"``."""
@@ -88,9 +99,10 @@ class PassProxy(Proxy):
 
     def score(self, model: nn.Module, batch: Batch, generator: torch.Generator | None = None) -> float:
         """See :meth:`Proxy.score`; to score several proxies together use :func:`nasq.ranking.score`."""
-        from nasq.ranking.scoring import score
-
-        return score([self], model, batch, generator=generator)[self.name]
+        self.needs.check(self.name, batch)
+        passes = begin(model, batch, generator, wanted=set(self.uses))
+        with untouched(model):
+            return float(self.measure(passes))
 
 
 class PoolProxy(Proxy):

@@ -178,7 +178,7 @@ def _network(features: Features, config: RankerConfig, member: int) -> MABN:
 
 def batches(count: int, size: int, rng: torch.Generator) -> list[Tensor]:
     """A permutation in batches of ``size``; a last one of a single element joins the one before, as it has no pair."""
-    parts = list(torch.randperm(count, generator=rng).split(size))
+    parts = list(torch.randperm(count, generator=rng).split(size))  # type: ignore[no-untyped-call]
     if len(parts) > 1 and len(parts[-1]) == 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts

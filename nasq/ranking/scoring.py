@@ -9,10 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from nasq.elastic.base import elastic_modules
 from nasq.errors import InputError
 from nasq.ranking.copies import untouched
-from nasq.ranking.passes import Passes
+from nasq.ranking.passes import begin
 from nasq.ranking.proxy import Batch, PassProxy, PoolProxy, Proxy
 
 __all__ = ["combine", "expand", "score", "score_pool"]
@@ -28,21 +27,12 @@ def expand(proxies: Sequence[Proxy]) -> list[Proxy]:
 
 
 def _checked(proxies: Sequence[Proxy], batch: Batch) -> None:
-    x, y = batch
     for proxy in proxies:
         if isinstance(proxy, PoolProxy):
             raise InputError(
                 f"{proxy.name!r} compares candidates with each other, so a single network has no score. Use score_pool()."
             )
-        if proxy.needs.labels and y is None:
-            raise InputError(
-                f"{proxy.name!r} needs labels and the batch has none. Give a batch (images, labels), or take a proxy "
-                "without labels ('nasq proxies' says what each needs)."
-            )
-        if len(x) < proxy.needs.batches:
-            raise InputError(
-                f"{proxy.name!r} splits the batch into {proxy.needs.batches} and it has {len(x)} image(s). Give more."
-            )
+        proxy.needs.check(proxy.name, batch)
 
 
 def score(
@@ -70,22 +60,15 @@ def score(
         InputError: The batch lacks what a proxy needs, the model holds choices, or a proxy changed it.
     """
     _checked(proxies, batch)
-    for path, _ in elastic_modules(model):
-        raise InputError(
-            f"the network still holds choices (at {path or 'its root'!r}), and a score is of one subnet. Extract it: "
-            "supernet.extract(subnet)."
-        )
-    own = torch.Generator().manual_seed(0) if generator is None else generator
-    seed = int(torch.randint(2**62, (1,), generator=own, device=own.device).item())
     wanted = {name for proxy in proxies if isinstance(proxy, PassProxy) for name in proxy.uses}
-    passes = Passes(model, batch, seed=seed, output=output, chunk=chunk, wanted=wanted)
+    passes = begin(model, batch, generator, output=output, chunk=chunk, wanted=wanted)
     found: dict[str, float] = {}
     with untouched(model):
         for proxy in proxies:
             if isinstance(proxy, PassProxy):
                 found[proxy.name] = float(proxy.measure(passes))
             else:
-                found[proxy.name] = float(proxy.score(model, batch, torch.Generator().manual_seed(seed)))
+                found[proxy.name] = float(proxy.score(model, batch, torch.Generator().manual_seed(passes.seed)))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -64,17 +65,21 @@ def _factory(config: RunConfig) -> Callable[..., nn.Module]:
 
 
 def build_network(config: RunConfig, data: DataSet) -> nn.Module:
-    """The search space's network for the data's classes and channels, with weights drawn from the run's seed."""
-    arguments: dict[str, Any] = {
-        "num_classes": len(data.classes),
-        "in_channels": data.input_shape[0],
-        **config.space_arguments,
-    }
+    """The search space's network for the data's classes and channels, with weights drawn from the run's seed.
+
+    A factory that has a parameter ``image_size`` gets the data's.
+    """
+    factory = _factory(config)
+    offered: dict[str, Any] = {"num_classes": len(data.classes), "in_channels": data.input_shape[0]}
+    if "image_size" in inspect.signature(factory).parameters:
+        rows, columns = data.input_shape[1:]
+        offered["image_size"] = rows if rows == columns else (rows, columns)
+    arguments = {**offered, **config.space_arguments}
     seed = int(torch.randint(2**62, (), generator=stream(config.seed, "initialisation")))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
-            return _factory(config)(**arguments)
+            return factory(**arguments)
         except TypeError as error:
             raise InputError(f"the search space {config.space!r} refuses its arguments: {error}.") from error
 

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.data import Split
-from nasq.deploy import bundle, onnx, parity
+from nasq.deploy import bundle, diagnosis, onnx, parity
 from nasq.deploy.runtimes import OnnxRuntime
 from nasq.errors import ArtifactError, ParityError
 from nasq.files import read_json, write_json
@@ -93,7 +93,9 @@ def export_subnet(
     bundle.add_file(directory, "parity.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
     bundle.add_file(directory, "README.md", _card(workshop, subnet, costs, report).encode())
     if strict and not report.passed:
-        raise ParityError(f"{directory}: {report.summary()}")
+        kept = diagnosis.keep(directory, images, directory.with_name(f"{directory.name}.diagnosis"))
+        where = f"\nthe layer, with its tensors: {kept}" if kept is not None else ""
+        raise ParityError(f"{directory}: {report.summary()}{where}")
     searched = evaluation.accuracy(subnet)
     if strict and report.accuracy != searched:
         raise ParityError(

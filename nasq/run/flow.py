@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -95,7 +95,7 @@ def _check(run: RunDirectory, workshop: Workshop) -> None:
     other = assemble(workshop.config)
     images = other.data.normalise(other.data.train.images[:64])
     plain = Supernet(build_network(other.config, other.data))
-    result = check_target(other.supernet, images, plain)
+    result = check_target(cast(Supernet, other.supernet), images, plain)
     require_passed(result)
     facts_of_check = {
         "target": result.target, "subnets": result.subnets, "differing": result.differing, "total": result.total,

@@ -35,7 +35,9 @@ def _read(path: Path) -> _Scored:
     settings = read_json(path.with_name(path.name + ".json"))
     missing = [row["subnet_id"] for row in rows if row["subnet_id"] not in nodes]
     if missing:
-        raise InputError(f"{path} has no node-wise statistics of {missing[0]} ({len(missing)} in all). Make it with --nodes.")
+        raise InputError(
+            f"{path} has no node-wise statistics of {missing[0]} ({len(missing)} in all). Make it with --nodes."
+        )
     return _Scored(rows, [nodes[row["subnet_id"]] for row in rows], str(settings.get("fingerprint", "")))
 
 
@@ -43,7 +45,9 @@ def _values(scored: _Scored, table: Table, metric: str | None) -> tuple[str, lis
     """The table's value of every row; NaN where it has none. Rows are found by official name, else by subnet."""
     name, found = table.column(metric)
     by_name = dict(zip(table.names, found.tolist(), strict=True)) if table.names else {}
-    by_subnet = {one.id: value for one, value in zip(table.subnets, found.tolist(), strict=True)} if table.subnets else {}
+    by_subnet = (
+        {one.id: value for one, value in zip(table.subnets, found.tolist(), strict=True)} if table.subnets else {}
+    )
     values = []
     for row in scored.rows:
         value = by_name.get(row["name"], math.nan) if row["name"] else math.nan

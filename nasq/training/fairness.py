@@ -16,10 +16,10 @@ import torch
 from nasq.errors import InputError
 from nasq.space.random import as_numpy
 from nasq.training.paths import RANDOM, Path, Uniform
+from nasq.training.region import Region
 
 if TYPE_CHECKING:
     from nasq.space import SearchSpace
-    from nasq.training.region import Region
 
 __all__ = ["StrictFairness"]
 
@@ -43,13 +43,13 @@ class StrictFairness(Uniform):
     """
 
     def __init__(self, space: SearchSpace | Region, generator: torch.Generator) -> None:
-        whole: SearchSpace = getattr(space, "space", space)
+        whole = space.space if isinstance(space, Region) else space
         if whole.rules is not None:
             raise InputError(
                 f"the space {whole.name!r} has rules of its own ({whole.rules.name}), which subnets made of permutations may "
                 "break. Use uniform sampling."
             )
-        allowed = getattr(space, "allowed", {})
+        allowed = space.allowed if isinstance(space, Region) else {}
         self.options = [
             np.array([choice.index(option) for option in allowed.get(choice.name, choice.options)])
             for choice in whole.choices

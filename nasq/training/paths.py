@@ -12,6 +12,7 @@ from nasq.errors import InputError
 
 if TYPE_CHECKING:
     from nasq.space import SearchSpace, Subnet
+    from nasq.training.region import Region
 
 __all__ = ["LARGEST", "RANDOM", "SMALLEST", "Path", "PathSampler", "Pooled", "Sandwich", "Uniform"]
 
@@ -75,21 +76,26 @@ class Uniform:
         space: Where to draw.
         generator: The stream to draw from; its state is part of the sampler's.
         paths: Subnets per step.
+        region: The part of the space to stay in, for a leaf of a forest.
 
     Raises:
         InputError: ``paths`` is below 1.
     """
 
-    def __init__(self, space: SearchSpace, generator: torch.Generator, paths: int = 1) -> None:
+    def __init__(
+        self, space: SearchSpace, generator: torch.Generator, paths: int = 1, region: Region | None = None
+    ) -> None:
         if paths < 1:
             raise InputError(f"paths is {paths}; allowed: 1 or more subnets per step")
         self.space = space
         self.generator = generator
         self.paths = paths
+        self.region = region
 
     def step(self) -> list[Path]:
         """``paths`` random subnets."""
-        return [Path(self.space.sample(self.generator), RANDOM) for _ in range(self.paths)]
+        source = self.space if self.region is None else self.region
+        return [Path(source.sample(self.generator), RANDOM) for _ in range(self.paths)]
 
     def observe(self, path: Path, loss: Tensor, supernet: nn.Module) -> None:
         """Learns nothing."""

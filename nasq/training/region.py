@@ -62,8 +62,7 @@ class Region:
 
     def holds(self, rows: Rows) -> NDArray[np.bool_]:
         """Which canonical rows ``[n, choices]`` of the whole space belong to the region."""
-        inside: NDArray[np.bool_] = self.mask[np.arange(rows.shape[1])[None], rows].all(1)
-        return inside
+        return np.asarray(self.mask[np.arange(rows.shape[1])[None], rows].all(1), dtype=np.bool_)
 
     def contains(self, subnet: Mapping[str, Option]) -> bool:
         """Whether a subnet of the whole space belongs to the region."""

@@ -36,11 +36,10 @@ def path_sampler(
     Raises:
         InputError: The sampler cannot stay inside a region, or the space is not one for it.
     """
-    space = supernet.space if region is None else region
     if config.sampler == "uniform":
-        return Uniform(space, generator, config.paths)
+        return Uniform(supernet.space, generator, config.paths, region)
     if config.sampler == "fair":
-        return StrictFairness(space, generator)
+        return StrictFairness(supernet.space if region is None else region, generator)
     if config.sampler == "importance":
         return ImportancePaths(
             supernet,

@@ -61,7 +61,7 @@ def _gradient(supernet: Supernet, subnet: Mapping[str, Option], batch: Batch, lo
     x, y, weights = batch
     with supernet.activate(subnet):
         losses = loss(supernet(x), y, reduction="none")
-        (losses if weights is None else losses * weights).mean().backward()
+        (losses if weights is None else losses * weights).mean().backward()  # type: ignore[no-untyped-call]
     return _flat(supernet)
 
 

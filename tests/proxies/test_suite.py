@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -44,7 +45,7 @@ def value(proxy: Proxy, model: nn.Module, given: Batch, **options: object) -> fl
 
 def mlp(*sizes: int, bias: bool = True) -> nn.Sequential:
     layers: list[nn.Module] = [nn.Flatten()]
-    for index, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for index, (a, b) in enumerate(itertools.pairwise(sizes)):
         layers += [nn.Linear(a, b, bias=bias), *([nn.ReLU()] if index < len(sizes) - 2 else [])]
     return nn.Sequential(*layers)
 

@@ -87,7 +87,7 @@ def test_slots_are_in_the_network_s_order_and_magnitudes_are_kept() -> None:
     assert features.slots[2] == "cells.2.conv" and features.slots[10] == "cells.10.conv" and features.length == 36 + 4
     sizes = np.array([features.vector(one)[-4:] for one in nodes(30)])
     assert sizes.mean(0) == pytest.approx(np.zeros(4), abs=1e-9) and sizes.std(0) == pytest.approx(np.ones(4))
-    with pytest.raises(InputError, match="layer at 'cells.77.conv', where no subnet"):
+    with pytest.raises(InputError, match=r"layer at 'cells.77.conv', where no subnet"):
         features.vector({"cells.77.conv": (1.0, 1.0, 1.0)})
     with pytest.raises(InputError, match="has 40 layers and the ranker knows"):
         Features.of(nodes(5), "packed").vector({str(at): (1.0, 1.0, 1.0) for at in range(40)})
@@ -127,8 +127,8 @@ def test_diff_kendall_tends_to_tau_and_sorts() -> None:
     for _ in range(2000):
         (gradient,) = torch.autograd.grad(diff_kendall(moved, y), moved)
         moved = (moved + 2 * gradient).detach().requires_grad_(True)
-    assert kendalltau(moved.detach(), y).statistic > 0.98
-    with pytest.raises(InputError, match="1 subnet.s. has no pairs"):
+    assert kendalltau(moved.detach(), y).statistic > 0.95 > kendalltau(x, y).statistic
+    with pytest.raises(InputError, match=r"1 subnet.s. has no pairs"):
         diff_kendall(x[:1], y[:1])
 
 
@@ -158,7 +158,7 @@ def test_segments_meet_where_tokens_are_mixed(mixing: str, meet: bool) -> None:
     block = network.blocks[0]
     x = torch.randn(1, 4, 8, generator=rng(2))
     changed = x.clone()
-    changed[0, 1] += 1
+    changed[0, 1] += torch.randn(8, generator=rng(3))  # a constant would be lost in the LayerNorm
     others = [0, 2, 3]
     difference = (block(changed) - block(x))[0, others].abs().max()
     assert bool(difference > 1e-6) == meet
@@ -187,7 +187,7 @@ def synthetic(count: int, seed: int) -> tuple[list[NodeStatistics], np.ndarray, 
 def test_it_learns_a_weighting_of_nodes() -> None:
     train, truth, _ = synthetic(200, 1)
     test, wanted, plain = synthetic(200, 2)
-    ranker = fit(train, truth, config=RankerConfig(epochs=60, members=2, width=32, depth=1, segments=4))
+    ranker = fit(train, truth, config=RankerConfig(epochs=40, members=2, width=24, depth=1, segments=4))
     predicted, uncertain = ranker.predict(test)
     tau = kendalltau(predicted, wanted).statistic
     assert tau > 0.8 > kendalltau(plain, wanted).statistic + 0.4
@@ -203,7 +203,9 @@ def test_a_ranker_is_deterministic_and_survives_the_disk(tmp_path: Path) -> None
         assert np.array_equal(first[0], again[0]) and np.array_equal(first[0], ranker.predict(subnets)[0])
         ranker.save(tmp_path / str(draws))
         loaded = Ranker.load(tmp_path / str(draws))
-        assert np.array_equal(loaded.predict(subnets)[0], first[0]) and np.array_equal(loaded.predict(subnets)[1], first[1])
+        assert np.array_equal(loaded.predict(subnets)[0], first[0]) and np.array_equal(
+            loaded.predict(subnets)[1], first[1]
+        )
         assert loaded.config == config and loaded.history == ranker.history
 
 
@@ -246,7 +248,7 @@ def test_files_from_scores_to_a_ranking(tmp_path: Path) -> None:
         ranked = list(csv.DictReader(file))
     assert [row["subnet_id"] for row in ranked] == [row["subnet_id"] for row in rows]
     assert list(ranked[0])[3:] == ["parzc", "parzc_uncertainty"]
-    with pytest.raises(InputError, match="8 of 8 subnets .* and 9 were to be"):
+    with pytest.raises(InputError, match=r"8 of 8 subnets .* and 9 were to be"):
         fit_ranker(tmp_path / "s.csv", tmp_path / "t.csv", tmp_path / "r", None, 9, QUICK)
     settings_file = tmp_path / "s.csv.json"
     settings_file.write_text(settings_file.read_text().replace('"fingerprint": "', '"fingerprint": "x'))

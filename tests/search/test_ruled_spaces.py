@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nasq.search import Constraint, parse_bound
+from nasq.search import Constraint
 from nasq.search.feasible import descend, sample_feasible, spread
 from nasq.space import Choice, SearchSpace, SpaceRules
 
@@ -42,7 +42,7 @@ def test_starts_and_repairs_stay_inside() -> None:
     rng = np.random.default_rng(0)
     rows = spread(SPACE, 200, rng)
     assert members(rows) and len(np.unique(rows, axis=0)) > 20
-    tight = Constraint(parse_bound("total<=6", {"total": 1.0}), lambda given: total(given))
+    tight = Constraint("total", "", total, upper=6)
     lowered = descend(SPACE, [tight], rows, rng)
     assert members(lowered) and (total(lowered) <= 6).mean() > 0.5
     found = sample_feasible(SPACE, [tight], 5, rng).rows

@@ -29,7 +29,7 @@ from nasq.training import TrainConfig
         ("warmup_epochs", 21, "0 to the number of epochs, 20"),
         ("clip_norm", 0, "a number above 0, or nothing"),
         ("label_smoothing", 1.0, "from 0 to below 1"),
-        ("sampler", "fair", "'uniform', 'sandwich'"),
+        ("sampler", "faire", "'uniform', 'sandwich'"),
         ("paths", 0, "1 or more"),
         ("distill", 1.5, "from 0 to 1"),
         ("temperature", 0, "above 0"),

@@ -73,6 +73,12 @@ class SplitPlan:
             raise InputError(f"groups is {self.groups}; allowed: 2 or more, or None for one leaf per option")
 
 
+def _splittable(space: SearchSpace) -> list[str]:
+    """The choices that every subnet has and that no rule binds to others."""
+    ruled = set() if space.rules is None else {choice.name for choice in space.rules.choices}
+    return [c.name for c in space.choices if c.name not in ruled and not space.conditions.get(c.name)]
+
+
 def check_plan(plan: SplitPlan, config: TrainConfig, space: SearchSpace) -> None:
     """Refuses a plan that could not be carried out, before anything is trained.
 
@@ -87,8 +93,7 @@ def check_plan(plan: SplitPlan, config: TrainConfig, space: SearchSpace) -> None
             f"the last split is after epoch {plan.epochs[-1]} of {config.epochs}: its leaves would not train. Split "
             "earlier, or train longer."
         )
-    always = [choice.name for choice in space.choices if not space.conditions.get(choice.name)]
-    names = always if plan.choices is None else list(plan.choices)
+    names = _splittable(space) if plan.choices is None else list(plan.choices)
     for name in names:
         if name not in space.positions:
             raise choose_from("choice to split", name, space.names)
@@ -218,8 +223,7 @@ class ForestTrainer:
 
     def _candidates(self, region: Region) -> list[str]:
         """What may still be split; :func:`check_plan` saw to it that something may."""
-        always = [choice.name for choice in self.space.choices if not self.space.conditions.get(choice.name)]
-        names = always if self.plan.choices is None else list(self.plan.choices)
+        names = _splittable(self.space) if self.plan.choices is None else list(self.plan.choices)
         return [name for name in names if name not in region.allowed and len(self.space[name].options) > 1]
 
     def _decide(self, node: _Node, trainer: Trainer) -> dict[str, Any]:

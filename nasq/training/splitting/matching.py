@@ -240,7 +240,13 @@ def _matrix(shared: _Shared, found: Sequence[list[list[Tensor | None]]]) -> NDAr
 def _check(space: SearchSpace, names: Sequence[str], repetitions: int) -> None:
     if repetitions < 1:
         raise InputError(f"repetitions is {repetitions}; allowed: 1 or more")
+    ruled = set() if space.rules is None else {choice.name for choice in space.rules.choices}
     for name in names:
+        if name in ruled:
+            raise InputError(
+                f"the choice {name!r} is under the rules {space.rules and space.rules.name!r}: beside the others' options, "
+                "not every one of its own is valid, so they cannot be compared. Choose another choice."
+            )
         if len(space[name].options) < 2:
             raise InputError(
                 f"the choice {name!r} has one option left, {space[name].options[0]!r}: there is nothing to split. Choose "

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nasq import Choice, Supernet, elastic
 from nasq.errors import InputError, TrainingError
+from nasq.space import SearchSpace, SpaceRules
 from nasq.training.splitting.matching import gradient_distances
 
 OPERATORS = ("none", "one", "three", "same")
@@ -160,6 +161,24 @@ def test_bad_input_is_named() -> None:
         supernet.module.stem[0].weight.fill_(float("nan"))
     with pytest.raises(TrainingError, match="the loss is nan while options are compared"):
         _distances(supernet)
+
+
+def test_choices_under_rules_are_refused() -> None:
+    class Distinct(SpaceRules):
+        name = "distinct"
+        size = 12
+
+        def __init__(self, choices: tuple[Choice, ...]) -> None:
+            self.choices = choices
+
+        def valid(self, rows: np.ndarray) -> np.ndarray:
+            return rows[:, 0] != rows[:, 1]
+
+    supernet = _supernet()
+    plain = supernet.space
+    ruled = SearchSpace(plain.choices, name="ruled", rules=Distinct((plain["a"], plain["b"])))
+    with pytest.raises(InputError, match=r"'a' is under the rules 'distinct'.*Choose another choice"):
+        _distances(supernet, choices=["a"], space=ruled)
 
 
 def test_a_choice_that_is_never_active_is_named() -> None:

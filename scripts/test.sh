@@ -5,4 +5,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh" ".[dev]"
 export OMP_NUM_THREADS=1 # one process per core; threads of several processes on one core slow each other down
 ruff check .
 python -m mypy
-python -m pytest -n 2 --dist worksteal --cov=nasq --cov-report=term:skip-covered "$@"
+python -m pytest -n 2 --dist worksteal -m "not long" --cov=nasq --cov-report=term:skip-covered "$@"

@@ -293,7 +293,7 @@ def _value(node: ast.expr) -> Any:
     source="DARTS (Liu, Simonyan and Yang 2019)",
     data="cifar10",
     input_shape=(3, 32, 32),
-    tiny={"C": 2, "layers": 3, "operators": ("avg_pool_3x3", "skip_connect", "sep_conv_3x3")},
+    tiny={"C": 2, "layers": 3, "operators": ("avg_pool_3x3", "skip_connect", "dil_conv_3x3")},
     tiny_input_shape=(3, 8, 8),
     published="DARTS-V2: 3.349 million parameters, 2.76 % test error",
 )

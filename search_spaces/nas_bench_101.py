@@ -4,7 +4,7 @@ Source: NAS-Bench-101 (Ying et al., ICML 2019). Size: 423,624 subnets: graphs ar
 vertices, and vertices that lie on no path from the input to the output do not count. Published: a test accuracy of
 94.32 % on CIFAR-10 at best, 108 epochs. Default data: ``cifar10``.
 
-The rules of validity and isomorphism are in :mod:`nasq.search_spaces.nas_bench_101_rules`. A cell is one elastic layer:
+The rules of validity and isomorphism are in :mod:`nasq.search_spaces._nas_bench_101_rules`. A cell is one elastic layer:
 its graph *is* its choices. It shares weights between subnets by taking the first channels of each vertex's operators.
 """
 
@@ -25,7 +25,7 @@ from nasq.errors import InputError
 from nasq.plugins import search_space
 from nasq.space import Function, Lookup, Option, SpaceRules
 
-from .nas_bench_101_rules import Rules
+from ._nas_bench_101_rules import Rules
 
 __all__ = ["NasBench101", "nas_bench_101", "vertex_channels"]
 
@@ -179,7 +179,7 @@ class Cell(ElasticModule):
     def _matrix(self, edges: tuple[int, ...]) -> list[list[int]]:
         matrix = np.zeros((self.rules.vertices,) * 2, dtype=int)
         matrix[np.triu_indices(self.rules.vertices, 1)] = edges
-        return matrix.tolist()  # type: ignore[no-any-return]
+        return matrix.tolist()
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, in_channels, H, W]`` to ``[N, channels, H, W]``."""
@@ -203,7 +203,7 @@ class Cell(ElasticModule):
         sizes = vertex_channels(matrix, self.channels)
         into = matrix[:, 0, :] * sizes
         weights, norms = self.in_channels * into.sum(1), into.sum(1)
-        kernels = {"none": 0, "conv3x3-bn-relu": 9, "conv1x1-bn-relu": 1, "maxpool3x3": 0}
+        kernels: dict[Option, int | float] = {"none": 0, "conv3x3-bn-relu": 9, "conv1x1-bn-relu": 1, "maxpool3x3": 0}
         for vertex, operator in enumerate(self.rules.operators, 1):
             kernel = np.atleast_1d(lookup(Lookup(operator, kernels)))
             weights = weights + kernel * sizes[:, vertex] ** 2

@@ -85,7 +85,13 @@ def _load(network: nn.Module, path: Path) -> None:
     network.load_state_dict(tensors)
 
 
-@search_space(source="pytorch-image-models (Wightman 2019)", data="cifar10", input_shape=(3, 32, 32), argument="MODEL")
+@search_space(
+    source="pytorch-image-models (Wightman 2019)",
+    data="cifar10",
+    input_shape=(3, 32, 32),
+    argument="MODEL",
+    tiny={"model": "test_efficientnet"},
+)
 def timm(
     model: str = "resnet18",
     num_classes: int = 10,

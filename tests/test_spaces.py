@@ -48,7 +48,7 @@ def test_every_installed_space_conforms(name: str, tmp_path: Path) -> None:
     assert bool(report.left_out) == bool(info.float_only)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [name for name in SPACES if name != "torch_module"])
 def test_every_full_space_conforms(name: str) -> None:

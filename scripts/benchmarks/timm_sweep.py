@@ -64,7 +64,7 @@ def _vgg() -> nn.Module:
     """VGG's own class with few channels: its head wants a map of 7x7, so its input is of full size."""
     from timm.models.vgg import VGG
 
-    return VGG([8, "M", 16, "M", 32, "M", 32, "M", 32, "M"], num_classes=10, num_features=64, norm_layer=nn.BatchNorm2d)
+    return VGG([8, "M", 16, "M", 32, "M", 32, "M", 32, "M"], num_classes=10, mlp_ratio=0.02, norm_layer=nn.BatchNorm2d)
 
 
 def _mixer() -> nn.Module:

@@ -5,7 +5,8 @@ Every row is a training of its own that is resumed where it was killed, so rows 
     COMMON="--data DIR --weights resnet20.npz --out RUNS [--setting short|full] [--device cuda]"
     python -m scripts.reproduce.eq_net_resnet20_cifar10 train $COMMON --rows elastic fixed-2
     python -m scripts.reproduce.eq_net_resnet20_cifar10 evaluate $COMMON
-    python -m scripts.reproduce.eq_net_resnet20_cifar10 search $COMMON --rows elastic
+    python -m scripts.reproduce.eq_net_resnet20_cifar10 pairs $COMMON
+    python -m scripts.reproduce.eq_net_resnet20_cifar10 search $COMMON
     python -m scripts.reproduce.eq_net_resnet20_cifar10 table $COMMON --results docs/results/FILE.md
 
 What "2/2" means: weights of 2 bits, and 2 bits in what each convolution reads. The first and last layer have 8 bits, and so
@@ -37,7 +38,15 @@ from nasq.deploy.bench import environment
 from nasq.files import append_line, read_json, write_json, write_text
 from nasq.quant import calibrate, quantize
 from nasq.search import Constraint, Measure, measures
-from nasq.search.predictors import CQAP, Fit, TransitionSampler, TransitionTable, generate_pairs, predictor_search
+from nasq.search.predictors import (
+    CQAP,
+    Fit,
+    Pairs,
+    TransitionSampler,
+    TransitionTable,
+    generate_pairs,
+    predictor_search,
+)
 from nasq.space import Subnet
 from nasq.training import TrainConfig, Trainer, checkpoint, stream
 
@@ -234,19 +243,35 @@ def sampler_of(supernet: Supernet, costs: dict[str, Measure], seed: int) -> Tran
 
 def scorer(supernet: Supernet, data: DataSet, options: argparse.Namespace) -> Callable[[Subnet], float]:
     """Integer accuracy in % on the first validation images, with BatchNorm recalibrated for each subnet."""
-    batches = list(recalibration(data, 512))
+    batches = list(recalibration(data, options.recalibration))
     part = nasq.data.Split(data.validation.images[: options.images], data.validation.labels[: options.images])
     return lambda subnet: accuracy(supernet, subnet, data, part, batches, options.device)
 
 
+def pairs_file(name: str, epochs: int, options: argparse.Namespace) -> Path:
+    return place(name, options) / f"pairs-{epochs}epochs-{options.images}images.jsonl"
+
+
+def measure_pairs(name: str, options: argparse.Namespace, data: DataSet) -> None:
+    """Subnets of the transition tables and their accuracies; may be killed and run again."""
+    supernet, epochs = trained(name, options, data)
+    rows = sampler_of(supernet, costs_of(supernet), options.seed).spread(options.low, options.high, options.pairs)
+
+    def tell(done: int, count: int) -> None:
+        if done % 50 == 0:
+            sys.stderr.write(f"{name} pair {done}/{count}\n")
+
+    path = pairs_file(name, epochs, options)
+    generate_pairs(supernet.space, rows, scorer(supernet, data, options), path, tell)
+
+
 def search(name: str, options: argparse.Namespace, data: DataSet) -> None:
-    """Mixed precision at an average of 3.0 bits: pairs, predictor, genetic search, the best candidates re-evaluated."""
+    """Mixed precision at an average of 3.0 bits: predictor of the pairs, genetic search, the best candidates re-evaluated."""
     directory = place(name, options)
     supernet, epochs = trained(name, options, data)
-    space, costs, evaluated = supernet.space, costs_of(supernet), scorer(supernet, data, options)
+    space, costs = supernet.space, costs_of(supernet)
     sampler = sampler_of(supernet, costs, options.seed)
-    rows = sampler.spread(options.low, options.high, options.pairs)
-    pairs = generate_pairs(space, rows, evaluated, directory / f"pairs-{epochs}epochs.jsonl")
+    pairs = Pairs.read(pairs_file(name, epochs, options), space)
     predictor = CQAP(space)
     predictor.fit(pairs, Fit(seed=options.seed))
     window = [
@@ -256,9 +281,9 @@ def search(name: str, options: argparse.Namespace, data: DataSet) -> None:
     start = sampler.draw([2.9, 2.9], 200)
     best, _ = predictor_search(space, predictor, window, np.random.default_rng(options.seed), initial=start)
     finalists = space.to_subnets(best[: options.finalists])
-    scores = [evaluated(subnet) for subnet in finalists]
-    chosen = finalists[int(np.argmax(scores))]
     batches = list(recalibration(data))
+    scores = [accuracy(supernet, subnet, data, data.validation, batches, options.device) for subnet in finalists]
+    chosen = finalists[int(np.argmax(scores))]
     result = {
         "epochs": epochs,
         "pairs": len(pairs),
@@ -267,7 +292,7 @@ def search(name: str, options: argparse.Namespace, data: DataSet) -> None:
         "subnet": dict(chosen),
         "costs": CostModel(supernet).of(chosen),
         "test": accuracy(supernet, chosen, data, data.test, batches, options.device),
-        "validation": accuracy(supernet, chosen, data, data.validation, batches, options.device),
+        "validation": max(scores),
     }
     write_json(directory / "mixed.json", result)
     sys.stderr.write(f"{name} mixed {result['test']}\n")
@@ -312,7 +337,7 @@ def table(options: argparse.Namespace, data: DataSet) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "evaluate", "search", "table"))
+    parser.add_argument("stage", choices=("train", "evaluate", "pairs", "search", "table"))
     parser.add_argument("--data", type=Path, required=True, help="the directory that holds cifar-10-batches-py")
     parser.add_argument("--weights", type=Path, required=True, help="the float network, .npz")
     parser.add_argument("--out", type=Path, required=True, help="where runs are kept")
@@ -326,6 +351,7 @@ def main() -> None:
     parser.add_argument("--low", type=float, default=2.2, help="smallest target of average bits")
     parser.add_argument("--high", type=float, default=5.0, help="largest")
     parser.add_argument("--images", type=int, default=1000, help="validation images per pair")
+    parser.add_argument("--recalibration", type=int, default=1024, help="training images for a pair's BatchNorm")
     parser.add_argument("--finalists", type=int, default=20)
     parser.add_argument("--results", type=Path, default=None)
     options = parser.parse_args()
@@ -335,8 +361,8 @@ def main() -> None:
         text = table(options, data)
         sys.stdout.write(text) if options.results is None else write_text(options.results, text)
         return
-    stages = {"train": train, "evaluate": evaluate, "search": search}
-    for name in options.rows or (["elastic"] if options.stage == "search" else list(ROWS)):
+    stages = {"train": train, "evaluate": evaluate, "pairs": measure_pairs, "search": search}
+    for name in options.rows or (["elastic"] if options.stage in ("pairs", "search") else list(ROWS)):
         stages[options.stage](name, options, data)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nasq.search_spaces._nas_bench_101_rules import OPERATORS, Rules, exact_size
 from nasq.search_spaces.nas_bench_101 import NasBench101, nas_bench_101, vertex_channels
-from nasq.search_spaces.nas_bench_101_rules import OPERATORS, Rules, exact_size
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,7 +103,7 @@ def test_the_published_number_of_cells() -> None:
     assert Supernet(nas_bench_101(channels=7, cells=1)).space.size == 423_624
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_published_cells_one_by_one() -> None:
     members = Rules().members()
     assert len(np.unique(members, axis=0)) == len(members) == 423_624

@@ -253,7 +253,7 @@ def test_the_published_weights_classify_the_first_images() -> None:
 
 @needs_data
 @pytest.mark.data
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_published_accuracies() -> None:
     assert correct(resnet20, "resnet20.npz", 10_000) == 9173
     assert correct(resnet56, "resnet56.npz", 10_000) == 9339

@@ -89,10 +89,15 @@ class RunProgress:
         self.epochs = (event["epoch"], event["epochs"])
         left = (event["epochs"] - event["epoch"]) * event["seconds"]
         right = "/".join(f"{100 * value:.1f}" for value in event["accuracy"].values())
+        leaf = f" leaf {event['leaf']}" if event.get("leaf") else ""
         self._say(
-            f"  {event['phase']} {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f}, {right} % right, "
+            f"  {event['phase']}{leaf} {event['epoch']}/{event['epochs']}: loss {event['loss']:.3f}, {right} % right, "
             f"{event['images_per_second']:.0f}/s, {left:.0f} s left"
         )
+
+    def _on_train_split(self, event: Mapping[str, Any]) -> None:
+        groups = " | ".join(" ".join(map(str, group)) for group in event["groups"])
+        self._say(f"  split at {event['choice']}: {groups}")
 
     def _on_search_started(self, event: Mapping[str, Any]) -> None:
         self._new_bar()

@@ -104,21 +104,24 @@ def _bits(program: Program, subnet: str) -> BitMap:
 
 
 def _training(events: Sequence[Mapping[str, Any]]) -> Training | None:
-    done: dict[tuple[str, int], Mapping[str, Any]] = {}
+    """Curves of the epochs; the leaves of a forest have curves of their own behind the one they grew from."""
+    done: dict[tuple[str, str, int], Mapping[str, Any]] = {}
     for event in events:
         if event["event"] == "train.epoch":
-            done[event["phase"], event["epoch"]] = event
+            done[event["phase"], event.get("leaf", ""), event["epoch"]] = event
     if not done:
         return None
-    offset = max((epoch for phase, epoch in done if phase == "warmup"), default=0)
-    ordered = sorted(done.items(), key=lambda item: (item[0][0] != "warmup", item[0][1]))
-    x = [float(epoch + (offset if phase == "quantized" else 0)) for (phase, epoch), _ in ordered]
-    curves = []
-    for panel, key in (("Loss", "losses"), ("Training accuracy", "accuracy")):
-        roles = dict.fromkeys(role for _, event in ordered for role in event[key])
-        for role in roles:
-            pairs = [(at, event[key][role]) for at, (_, event) in zip(x, ordered, strict=True) if role in event[key]]
-            curves.append(Curve(role, panel, [a for a, _ in pairs], [b for _, b in pairs]))
+    offset = max((epoch for phase, _, epoch in done if phase == "warmup"), default=0)
+    points: dict[tuple[str, str], list[tuple[float, float]]] = {}
+    for (phase, leaf, epoch), event in sorted(done.items(), key=lambda item: (item[0][0] != "warmup", *item[0][1:])):
+        at = float(epoch + (offset if phase == "quantized" else 0))
+        for panel, key in (("Loss", "losses"), ("Training accuracy", "accuracy")):
+            for role, value in event[key].items():
+                points.setdefault((panel, f"{role}, leaf {leaf}" if leaf else role), []).append((at, value))
+    curves = [
+        Curve(name, panel, [at for at, _ in found], [value for _, value in found])
+        for panel, name, found in ((*key, found) for key, found in points.items())
+    ]
     return Training(curves, "epoch (float warm-up, then quantized)" if offset else "epoch")
 
 

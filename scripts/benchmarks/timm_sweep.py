@@ -67,6 +67,13 @@ def _vgg() -> nn.Module:
     return VGG([8, "M", 16, "M", 32, "M", 32, "M", 32, "M"], num_classes=10, mlp_ratio=0.02, norm_layer=nn.BatchNorm2d)
 
 
+def _efficientformer() -> nn.Module:
+    """Its attention is made for a map of 7x7, so its input is of full size."""
+    from timm.models.efficientformer import EfficientFormer
+
+    return EfficientFormer(depths=(1, 1, 1, 2), embed_dims=(16, 32, 48, 64), num_vit=1, num_classes=10)
+
+
 def _mixer() -> nn.Module:
     from timm.models.mlp_mixer import MlpMixer
 
@@ -104,7 +111,7 @@ FAMILIES: dict[str, Family] = {
     "RepVGG": Family("repvgg_a0"),
     "MobileOne": Family("mobileone_s0"),
     "FastViT": Family("fastvit_t8"),
-    "EfficientFormer": Family("efficientformer_l1", 64, {"img_size": 64}),
+    "EfficientFormer": Family("EfficientFormer (narrow)", 224, make=_efficientformer),
     "MaxViT": Family("maxvit_nano_rw_256", 64, {"img_size": 64}),
     "PoolFormer": Family("poolformer_s12"),
     "LeViT": Family("levit_128s", 64, {"img_size": 64}),

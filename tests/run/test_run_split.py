@@ -46,6 +46,11 @@ def test_a_forest_is_searched_and_exported_as_one_space(tmp_path: Path, call: Ca
     assert all(read_json(path)["passed"] for path in (run / "exports").glob("*/parity.json"))
     assert len(list((run / "exports").glob("*/parity.json"))) == 2
 
+    # Each leaf has a curve of its own, behind the one it grew from.
+    page = (run / "report.html").read_text()
+    assert "random, leaf 0" in page and "random, leaf 1" in page
+    assert f"split at {split['choice']}: " in call("run", config, "--out", tmp_path / "loud").err
+
     # The finished run does nothing again.
     before = (run / "forest" / "forest.json").stat().st_mtime_ns
     assert call("run", config, "--out", run, "--resume", "--quiet", "--json").code == 0

@@ -23,9 +23,14 @@ from nasq.space import SearchSpace, Subnet
 
 
 def uniform(space: SearchSpace, bits: int) -> Subnet:
-    """The largest architecture with one bit-width everywhere (but the pinned first and last layer)."""
-    largest = space.largest()
-    return Subnet({name: bits if name.endswith("_bits") else option for name, option in largest.items()})
+    """The largest architecture with one bit-width everywhere (the nearest option where a choice lacks it)."""
+    largest = {name: option for name, option in space.largest().items() if not name.endswith("_bits")}
+    every = {
+        choice.name: min(choice.options, key=lambda option: (abs(float(option) - bits), float(option)))
+        for choice in space.choices
+        if choice.name.endswith("_bits")
+    }
+    return space.to_subnet(space.to_rows([{**every, **largest}])[0])
 
 
 def main() -> None:

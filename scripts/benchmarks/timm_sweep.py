@@ -88,7 +88,7 @@ def _resmlp() -> nn.Module:
 
 
 FAMILIES: dict[str, Family] = {
-    "ResNet": Family("resnet10t"),
+    "ResNet": Family("resnet18"),
     "RegNet": Family("regnetx_002"),
     "RegNet (squeeze-excite)": Family("regnety_002"),
     "MobileNetV2": Family("mobilenetv2_050"),

@@ -62,6 +62,8 @@ class TrainConfig:
     """Number of random subnets per step; their gradients are summed."""
     smallest: bool = True
     """Whether a sandwich ends with the smallest subnet."""
+    low_weight: float = 1.0
+    """What the loss of the low subnet is multiplied by (``sampler: guided``)."""
     distill: float = 0.5
     """Weight of the teaching subnet's soft labels in the other subnets' loss, 0 to 1; needs ``sandwich`` or ``guided``."""
     temperature: float = 1.0
@@ -168,6 +170,7 @@ _RULES: tuple[Rule, ...] = (
     _one_of("reweight", True, False),
     _integer("paths", 1),
     _one_of("smallest", True, False),
+    _number("low_weight", "a number above 0", lambda value: value > 0),
     _number("distill", "a number from 0 to 1", lambda value: 0 <= value <= 1),
     _number("temperature", "a number above 0", lambda value: value > 0),
     _number("skewness", "a number, 0 or more", lambda value: value >= 0),

@@ -13,7 +13,9 @@ import numpy as np
 from nasq.training.paths import Path, Uniform
 
 if TYPE_CHECKING:
-    from nasq.space import Subnet
+    import torch
+
+    from nasq.space import SearchSpace, Subnet
 
 __all__ = ["HIGH", "LOW", "Guidance"]
 
@@ -34,15 +36,20 @@ class Guidance(Uniform):
         space: Where to draw.
         generator: The stream to draw from; its state is part of the sampler's.
         paths: Random subnets between the two, 1 or more.
+        low_weight: What the loss of L is multiplied by; above 1 where the low end has most to learn.
 
     Raises:
         InputError: ``paths`` is below 1.
     """
 
+    def __init__(self, space: SearchSpace, generator: torch.Generator, paths: int = 1, low_weight: float = 1.0) -> None:
+        super().__init__(space, generator, paths)
+        self.low_weight = low_weight
+
     def step(self) -> list[Path]:
         """``paths + 2`` subnets."""
         middle = super().step()
-        return [Path(self._end(True), HIGH), *middle, Path(self._end(False), LOW)]
+        return [Path(self._end(True), HIGH), *middle, Path(self._end(False), LOW, self.low_weight)]
 
     def _end(self, high: bool) -> Subnet:
         space = self.space

@@ -57,7 +57,7 @@ def path_sampler(
             "of. Allowed for a split: uniform, fair, importance."
         )
     if config.sampler == "guided":
-        return Guidance(supernet.space, generator, config.paths)
+        return Guidance(supernet.space, generator, config.paths, config.low_weight)
     return Sandwich(supernet.space, generator, config.paths, config.smallest)
 
 

@@ -75,8 +75,8 @@ class Row:
     teacher: bool = False
 
 
-GUIDED: dict[str, Any] = {"sampler": "guided", "distill": 0.5}
-HARD: dict[str, Any] = {"sampler": "guided", "distill": 0.0}
+GUIDED: dict[str, Any] = {"sampler": "guided", "distill": 0.5, "low_weight": 1.5}
+HARD: dict[str, Any] = {"sampler": "guided", "distill": 0.0, "low_weight": 1.5}
 FLAT: dict[str, Any] = {"skewness": 1.0, "kurtosis": 0.015}
 FIXED: dict[str, Any] = {"sampler": "uniform", "distill": 0.0}
 
@@ -90,7 +90,7 @@ ROWS = {
 }
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "short": {"epochs": 5, "batch_size": 256, "optimizer": "adam", "lr": 1.5e-3, "step_lr": 2.0, "warmup_epochs": 0.1},
+    "short": {"epochs": 5, "batch_size": 128, "optimizer": "adam", "lr": 1.5e-3, "step_lr": 2.0, "warmup_epochs": 0.1},
     "full": {"epochs": 120, "batch_size": 256, "optimizer": "adam", "lr": 1e-3, "step_lr": 1.0, "warmup_epochs": 1.0},
 }
 

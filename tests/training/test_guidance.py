@@ -40,6 +40,13 @@ def test_the_ends_take_every_number_to_its_end_and_draw_the_forms() -> None:
     assert {paths[1].subnet["bits"] for paths in steps} == {2, 4, 8}
 
 
+def test_the_low_end_can_weigh_more() -> None:
+    paths = Guidance(SPACE, stream(0, "paths"), low_weight=1.5).step()
+    assert [path.weight for path in paths] == [1.0, 1.0, 1.5]
+    with pytest.raises(InputError, match=r"low_weight is 0; allowed: a number above 0"):
+        TrainConfig(sampler="guided", low_weight=0)
+
+
 def test_the_state_goes_on_where_it_was() -> None:
     one = Guidance(SPACE, stream(0, "paths"))
     one.step()

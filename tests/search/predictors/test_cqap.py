@@ -45,6 +45,23 @@ def test_it_learns_a_function_that_average_bits_do_not_tell() -> None:
     assert 0 < error < 1.5 and predictor.kendall(unseen) == found.kendall
 
 
+def test_few_pairs_are_enough_for_the_linear_part() -> None:
+    few, unseen = pairs(60), pairs(300, 1)
+    both, published = CQAP(SPACE, 64, 3), CQAP(SPACE, 64, 3, linear=False)
+    both.fit(few, SMALL)
+    published.fit(few, SMALL)
+    assert both.kendall(unseen) > published.kendall(unseen)
+
+
+def test_a_linear_truth_is_learned_to_the_last_digits() -> None:
+    """Independent reference: the truth is a sum over options, whose coefficients the code can hold exactly."""
+    rows = SPACE.sample_batch(300, np.random.default_rng(2))
+    values = (rows[:, 1:6] * [1.0, 3.0, 0.5, 2.0, 0.2]).sum(1) + 5 * rows[:, 6]
+    predictor = CQAP(SPACE, 16, 2)
+    error = predictor.fit(Pairs(rows, values), Fit(epochs=1))
+    assert error < 0.02 < 0.1 < values.std()
+
+
 def test_distinct_subnets_have_distinct_codes_with_one_bit_per_active_choice() -> None:
     """Property 12 of EQ-Net."""
     rows = np.unique(SPACE.sample_batch(400, np.random.default_rng(0)), axis=0)
@@ -55,7 +72,8 @@ def test_distinct_subnets_have_distinct_codes_with_one_bit_per_active_choice() -
 
 
 def test_the_network_is_the_released_one() -> None:
-    layers = [part for part in CQAP(SPACE).network if isinstance(part, torch.nn.Linear)]
+    network = CQAP(SPACE, linear=False).network
+    layers = [part for part in network.modules() if isinstance(part, torch.nn.Linear)]
     assert [(part.in_features, part.out_features, part.bias is None) for part in layers] == [
         (int(SPACE.sizes.sum()), 200, False), *[(200, 200, False)] * 6, (200, 1, True),
     ]  # fmt: skip

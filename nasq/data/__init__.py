@@ -1,6 +1,6 @@
 """Data sets, their splits, augmentation on the device, and samplers."""
 
-from nasq.data.augment import Augment, AugmentPolicy
+from nasq.data.augment import Augment, AugmentPolicy, training_views
 from nasq.data.dataset import DataSet, Split
 from nasq.data.importance import ImportanceSampler
 from nasq.data.samplers import DataSampler, UniformSampler
@@ -16,4 +16,5 @@ __all__ = [
     "Split",
     "UniformSampler",
     "load",
+    "training_views",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 
 from nasq import plugins
 from nasq.cost import CostModel
-from nasq.data import Augment, AugmentPolicy, DataSet, Split
+from nasq.data import Augment, AugmentPolicy, DataSet, Split, training_views
 from nasq.data import load as load_data
 from nasq.elastic.base import evaluating
 from nasq.errors import InputError
@@ -24,7 +24,7 @@ from nasq.targets import load as load_target
 from nasq.training.splitting import WeightSets
 from nasq.training.streams import stream
 
-__all__ = ["Workshop", "assemble", "build_network"]
+__all__ = ["Workshop", "assemble", "build_network", "recalibration_images"]
 
 
 @dataclass
@@ -100,6 +100,18 @@ def _with_views(data: DataSet, views: int) -> DataSet:
     split = data.validation
     copies = [split.images, *(augment(split.images) for _ in range(views - 1))]
     return replace(data, validation=Split(torch.cat(copies), split.labels.repeat(views)))
+
+
+def recalibration_images(config: RunConfig, data: DataSet, count: int) -> torch.Tensor:
+    """The training images of BatchNorm statistics, uint8 ``[count, C, H, W]``: the same ones for every subnet of a run.
+
+    They are drawn at random and augmented as in training, from streams of the run's seed; without
+    ``data.recalibration_augment`` they are the first ones as they are.
+    """
+    if not config.data.recalibration_augment:
+        return data.train.images[:count]
+    order, changes = (stream(config.seed, f"recalibration {what}") for what in ("order", "images"))
+    return training_views(data, count, order, changes)
 
 
 def assemble(config: RunConfig) -> Workshop:

@@ -28,6 +28,7 @@ class DataConfig(_Part):
     download: bool = False
     validation: int | float | None = None
     validation_views: int = Field(default=1, ge=1)
+    recalibration_augment: bool = True
     image_size: int | tuple[int, int] | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     test_seed: int | None = Field(default=None, ge=0, lt=2**63)

@@ -16,7 +16,7 @@ from nasq.deploy.bench import bench
 from nasq.deploy.runtimes import OnnxRuntime
 from nasq.errors import ArtifactError, InputError, choose_from
 from nasq.quant import freeze
-from nasq.run.assemble import Workshop
+from nasq.run.assemble import Workshop, recalibration_images
 from nasq.run.directory import RunDirectory
 from nasq.search import (
     NSGA2,
@@ -65,7 +65,7 @@ class Evaluation:
         settings = workshop.config.search
         data = workshop.data
         device = next(workshop.supernet.parameters()).device
-        images = data.train.images[: settings.recalibration_images].to(device)
+        images = recalibration_images(workshop.config, data, settings.recalibration_images).to(device)
         self.batches = [data.normalise(part) for part in torch.split(images, settings.batch_size)]
         self._statistics: dict[tuple[str, int], BNState] = {}
 

@@ -102,7 +102,8 @@ def _evaluated(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Accuracies in %, those of an earlier call with the same weights included."""
     version = sha256(run.supernet / "weights.safetensors")[:16]
-    file = run.path / "ranking" / f"inherited-{version}.jsonl"
+    views = "-augmented" if workshop.config.data.recalibration_augment else ""
+    file = run.path / "ranking" / f"inherited-{version}{views}.jsonl"
     known = _known(file)
     evaluation = Evaluation(workshop)
     for done, subnet in enumerate(members, 1):

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import nasq.data
 from nasq import Supernet
 from nasq.cost import CostModel
-from nasq.data import Augment, AugmentPolicy, DataSet
+from nasq.data import DataSet, training_views
 from nasq.deploy.bench import environment
 from nasq.files import append_line, read_json, write_json, write_text
 from nasq.quant import calibrate, quantize
@@ -162,11 +162,9 @@ def train(name: str, options: argparse.Namespace, data: DataSet) -> None:
 
 def recalibration(data: DataSet, count: int = RECALIBRATION_IMAGES, size: int = 256) -> Iterator[Tensor]:
     """The same augmented training images for every subnet: statistics belong to what training sees."""
-    augment = Augment(AugmentPolicy.for_data(data.name), stream(0, "recalibration images"))
-    order = torch.randperm(len(data.train), generator=stream(0, "recalibration order"))[:count]
-    for at in order.split(size):
-        images = data.normalise(augment(data.train.images[at]))
-        yield images.contiguous(memory_format=torch.channels_last)
+    views = training_views(data, count, stream(0, "recalibration order"), stream(0, "recalibration images"))
+    for images in views.split(size):
+        yield data.normalise(images).contiguous(memory_format=torch.channels_last)
 
 
 def accuracy(

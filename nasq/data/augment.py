@@ -78,8 +78,12 @@ class Augment:
         self.policy = policy
         self.generator = generator
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, of: int | None = None, first: int = 0) -> Tensor:
         """Returns a changed copy of ``images``: uint8 ``[n, C, H, W]`` in and out, on their device.
+
+        Args:
+            images: What to change.
+            of, first: They are ``images[first : first + n]`` of a batch of ``of``, and change as they would in it.
 
         Raises:
             InputError: ``images`` is not uint8 with four axes.
@@ -90,7 +94,10 @@ class Augment:
         if policy.changes_nothing:
             return images
         # All numbers in one draw: one transfer, and the same stream whichever changes are switched on.
-        drawn = torch.rand(len(images), 8, generator=self.generator, device=self.generator.device)
+        count = len(images) if of is None else of
+        drawn = torch.rand(count, 8, generator=self.generator, device=self.generator.device)[
+            first : first + len(images)
+        ]
         flip, angle, shift_y, shift_x, crop_y, crop_x, cut_y, cut_x = drawn.to(images.device).unbind(1)
         if policy.flip:
             images = torch.where((flip < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)

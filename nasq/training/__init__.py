@@ -8,6 +8,7 @@ from nasq.training.guidance import Guidance
 from nasq.training.importance import ImportancePaths
 from nasq.training.loop import Trainer
 from nasq.training.losses import PathLoss, cross_entropy, distillation
+from nasq.training.meta import MetaTrainer
 from nasq.training.paths import Path, PathSampler, Pooled, Sandwich, Uniform
 from nasq.training.region import Region
 from nasq.training.shrinking import Phase, ProgressiveShrinking
@@ -17,6 +18,7 @@ __all__ = [
     "Balanced",
     "Guidance",
     "ImportancePaths",
+    "MetaTrainer",
     "Path",
     "PathLoss",
     "PathSampler",

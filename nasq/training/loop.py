@@ -1,4 +1,4 @@
-"""The training loop: one process, one device, resumable to the last bit on a CPU."""
+"""The training loop: one device per process, resumable to the last bit on a CPU."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet
+from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet, UniformSampler
 from nasq.errors import InputError, TrainingError
 from nasq.training import checkpoint, samplers
 from nasq.training.config import TrainConfig
+from nasq.training.distributed import World
 from nasq.training.distribution import WeightDistribution
 from nasq.training.health import first_not_finite, warn_of_random_weights
 from nasq.training.losses import PathLoss, teachers
@@ -28,7 +29,7 @@ from nasq.training.streams import stream
 if TYPE_CHECKING:
     from nasq.supernet import Supernet
 
-__all__ = ["Trainer"]
+__all__ = ["Totals", "Trainer"]
 
 Event = dict[str, Any]
 
@@ -39,6 +40,9 @@ class Trainer:
     A step draws subnets from the path sampler, runs each on the same augmented batch, sums their gradients, clips the
     sum and moves the weights once. After each epoch a checkpoint holds everything that the next one depends on:
     a training that is killed and run again on the same machine and thread count gives the same bits on a CPU.
+
+    In a process group (:mod:`nasq.training.distributed`) every rank trains its part of each batch. Construct the same
+    trainer on all ranks; rank 0 writes checkpoints and tells events.
 
     Args:
         supernet: What to train; moved to ``device``. Only its weights change.
@@ -84,7 +88,9 @@ class Trainer:
         teacher: nn.Module | None = None,
     ) -> None:
         self.device = torch.device(device)
+        self.world = World.current()
         self.supernet = supernet.to(self.device)
+        self.world.start_equal(self.supernet)
         self.config = config
         self.data = data
         self.mode = mode
@@ -103,6 +109,7 @@ class Trainer:
         self.teacher = None if teacher is None else teacher.to(self.device).eval()
         self.bf16 = fast_bf16(self.device) if config.bf16 == "auto" else config.bf16
         self.channels_last = fast_channels_last(self.device) if config.channels_last == "auto" else config.channels_last
+        self.world.check_batch(self.batch_size)
         self._parameters = list(supernet.parameters())  # walking the modules at every step takes longer than clipping
         self.optimizer = build_optimizer(supernet, config)
         self.scheduler = build_scheduler(self.optimizer, config, self.steps_per_epoch)
@@ -173,7 +180,9 @@ class Trainer:
         self.epoch += 1
         self.history.append(event)
         if self.prefix is not None and (self.epoch % self.config.checkpoint_every == 0 or self.epoch == last):
-            checkpoint.save(self.prefix, *self._state.capture())
+            if self.world.first:
+                checkpoint.save(self.prefix, *self._state.capture())
+            self.world.wait()  # nobody looks for a checkpoint that is being written
         self._tell(event)
 
     def _check_finite(self) -> None:
@@ -196,6 +205,7 @@ class Trainer:
             "bf16": self.bf16,
             "channels_last": self.channels_last,
             "threads": self.config.threads or torch.get_num_threads(),
+            "processes": self.world.size,
         }
 
     def _train_epoch(self) -> Event:
@@ -208,14 +218,14 @@ class Trainer:
                 f"the data sampler gave {len(indices)} samples for epoch {self.epoch}, less than a batch of "
                 f"{self.batch_size}; it has to give as many as the data set has, {len(self.split)}"
             )
-        totals = _Totals(self.device)
+        totals = Totals(self.device)
         began = time.perf_counter()
         for step in range(steps):
             at = indices[step * self.batch_size : (step + 1) * self.batch_size]
             self._step(at, step, totals)
             if self.on_step is not None:
                 self.on_step(step + 1, steps)
-        summary = totals.summary(steps)  # waits for the device, so the time below is the whole time
+        summary = totals.summary(steps, self.world)  # waits for the device, so the time below is the whole time
         seconds = time.perf_counter() - began
         return {
             "event": "epoch",
@@ -226,7 +236,7 @@ class Trainer:
             "images_per_second": round(steps * self.batch_size / seconds, 1),
         }
 
-    def _step(self, indices: Tensor, step: int, totals: _Totals) -> None:
+    def _step(self, indices: Tensor, step: int, totals: Totals) -> None:
         images, labels, weights = self._batch(indices)
         paths = self.path_sampler.step()
         if not paths:
@@ -244,19 +254,31 @@ class Trainer:
             outputs.append(logits.detach())
             losses.append(loss.detach())
             totals.add(path.role, losses[-1], outputs[-1], labels)
+            if len(paths) == 1:  # a sampler that learns from gradients sees those of the whole batch
+                self.world.average_gradients(self._parameters)
             self.path_sampler.observe(path, losses[-1], self.supernet)
-            self.data_sampler.observe(indices, outputs[-1], labels)
+            self._observe(indices, outputs[-1], labels)
         if self.penalty is not None:
             self.penalty().backward()  # type: ignore[no-untyped-call]
+        if len(paths) > 1:
+            self.world.average_gradients(self._parameters)
         self._move(paths, losses, step, totals)
 
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        on_device = indices.to(self.device)
-        images = self.data.normalise(self.augment(self.split.images[on_device]))
+        """This rank's part of a batch: all of it with one process."""
+        own = self.world.own(len(indices))
+        on_device = indices[own].to(self.device)
+        images = self.augment(self.split.images[on_device], of=len(indices), first=own.start)
+        images = self.data.normalise(images)
         if self.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         weights = self.data_sampler.weights(indices)
-        return images, self.split.labels[on_device], None if weights is None else weights.to(self.device)
+        return images, self.split.labels[on_device], None if weights is None else weights[own].to(self.device)
+
+    def _observe(self, indices: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Tells the data sampler what became of the whole batch."""
+        if type(self.data_sampler) is not UniformSampler:  # which learns nothing: no message is worth sending
+            self.data_sampler.observe(indices, self.world.gather(logits), self.world.gather(labels))
 
     @torch.no_grad()
     def _taught(self, images: Tensor) -> Tensor | None:
@@ -272,21 +294,31 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             logits = self.supernet(images) if self.mode is None else self.supernet(images, mode=self.mode)
         assert isinstance(logits, Tensor)
-        return logits.float()  # losses are computed in fp32 whatever the layers used
+        return (
+            logits if logits.dtype == torch.float64 else logits.float()
+        )  # a loss in bf16 would lose most of its digits
 
-    def _move(self, paths: list[Path], losses: list[Tensor], step: int, totals: _Totals) -> None:
+    def _move(self, paths: list[Path], losses: list[Tensor], step: int, totals: Totals) -> None:
         used = [parameter for parameter in self._parameters if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in used if parameter.grad is not None])
         # One transfer per step, before the weights move: what is on disk and in memory stays the last good state.
         values = torch.stack([*losses, norm.to(losses[0])]).tolist()
-        if not all(math.isfinite(value) for value in values):
-            raise self._not_finite(paths, values[:-1], step)
+        self.check_step(paths, values, step)
         if self.config.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(used, self.config.clip_norm, norm)
         totals.norm += values[-1]
         totals.lr = float(self.scheduler.get_last_lr()[0])
         self.optimizer.step()
         self.scheduler.step()
+
+    def check_step(self, paths: list[Path], values: list[float], step: int) -> None:
+        """Refuses a step whose losses or, last in ``values``, gradient norm is not finite; called before weights move.
+
+        Raises:
+            TrainingError: Names the subnet.
+        """
+        if not all(math.isfinite(value) for value in values):
+            raise self._not_finite(paths, values[:-1], step)
 
     def _not_finite(self, paths: list[Path], losses: list[float], step: int) -> TrainingError:
         named = [(path, loss) for path, loss in zip(paths, losses, strict=True) if not math.isfinite(loss)]
@@ -306,11 +338,11 @@ class Trainer:
         )
 
     def _tell(self, event: Event) -> None:
-        if self.on_event is not None:
+        if self.on_event is not None and self.world.first:
             self.on_event(event)
 
 
-class _Totals:
+class Totals:
     """Sums over an epoch, kept on the device: per role ``[loss, share of right answers, paths]``."""
 
     def __init__(self, device: torch.device) -> None:
@@ -320,13 +352,15 @@ class _Totals:
         self.lr = 0.0
 
     def add(self, role: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        """Counts a path."""
         if role not in self.roles:
             self.roles[role] = torch.zeros(3, dtype=torch.float64, device=self.device)
         right = (logits.argmax(1) == labels).double().mean()
         self.roles[role] += torch.stack([loss.double(), right, torch.ones_like(right)])
 
-    def summary(self, steps: int) -> Event:
-        sums = {role: values.tolist() for role, values in self.roles.items()}
+    def summary(self, steps: int, world: World) -> Event:
+        """The epoch's means, over all ranks."""
+        sums = {role: world.mean(values).tolist() for role, values in self.roles.items()}
         paths = sum(values[2] for values in sums.values())
         return {
             "loss": sum(values[0] for values in sums.values()) / paths,

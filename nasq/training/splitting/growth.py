@@ -183,7 +183,9 @@ class ForestTrainer:
         if node.name not in self._record["splits"]:
             trainer = self._train(node, epoch)
             self._record["splits"][node.name] = self._decide(node, trainer)
-            write_json(self.directory / "splits.json", self._record)
+            if trainer.world.first:  # every rank decides the same
+                write_json(self.directory / "splits.json", self._record)
+            trainer.world.wait()
         split = self._record["splits"][node.name]
         options = self.space[split["choice"]].options
         regions = node.region.split(

@@ -11,6 +11,7 @@ from nasq.cli.output import Output
 from nasq.cli.table_build import build
 
 if TYPE_CHECKING:
+    from nasq.ranking.audit_seeds import SeedsAudit
     from nasq.ranking.audits import Audit
     from nasq.ranking.statistics import Estimate
     from nasq.ranking.table import Table
@@ -45,9 +46,15 @@ def import_(
 
 
 def audit(
-    file: Annotated[Path, typer.Argument(metavar="FILE.csv", help="Scores: one column per score, larger is better.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE.csv...", help="Scores: one column per score, larger is better; one file per seed."
+        ),
+    ],
     table: Annotated[Path, typer.Option(metavar="TABLE.csv", help="The ground truth.")],
     metric: Annotated[str | None, typer.Option(help="Column of the table; default its first.")] = None,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a page with scatter pictures.")] = None,
     space: Space = None,
     minimize: Annotated[bool, typer.Option("--minimize", help="The metric is better where it is smaller.")] = False,
     top: Annotated[list[int] | None, typer.Option(min=1, help="Best scores for the regret; default 1, 10.")] = None,
@@ -57,16 +64,27 @@ def audit(
     quiet: Quiet = False,
 ) -> None:
     """Compare scores with a table: rank correlations with 95 % intervals, regret, beside params and FLOPs."""
+    from nasq.files import write_text
+    from nasq.ranking.audit_seeds import over_seeds
     from nasq.ranking.audits import audit as compare
     from nasq.ranking.table import Table
 
     output = Output(json, quiet)
-    scores, truth = Table.read(file), Table.read(table)
-    more = _of_space(space, scores) if space is not None else {}
-    found = compare(
-        scores, truth, metric, minimize=minimize, top=top or (1, 10), resamples=resamples, seed=seed, **more
-    )
-    show(found, output)
+    scores, truth = [Table.read(file) for file in files], Table.read(table)
+    more = [_of_space(space, one) if space is not None else {} for one in scores]
+    options: dict[str, Any] = {"minimize": minimize, "top": top or (1, 10), "resamples": resamples, "seed": seed}
+    audits = [compare(one, truth, metric, **options, **own) for one, own in zip(scores, more, strict=True)]
+    found = over_seeds(audits)
+    if html is not None:
+        from nasq.report.audit import audit_page, scatters
+
+        pictures = scatters(scores, truth, metric, more[0].get("network"), more[0].get("space"))
+        write_text(html, audit_page(found, pictures, f"{files[0].stem} against {table.stem}"))
+        output.log(f"page             {html}")
+    if len(audits) == 1:
+        show(audits[0], output)
+    else:
+        _show_seeds(found, output)
 
 
 def rank_supernet(
@@ -133,6 +151,20 @@ def show(found: Audit, output: Output) -> None:
         return
     for line in _remarks(found):
         output.log(line)
+
+
+def _show_seeds(found: SeedsAudit, output: Output) -> None:
+    """Prints an audit over seeds: a row per score, means and deviations."""
+    rows: list[dict[str, object]] = []
+    for score in found.audits[0].scores:
+        row: dict[str, object] = {"score": score.name}
+        for key, mean in found.mean[score.name].items():
+            defined = mean == mean
+            row[key] = f"{mean:.3f} ± {found.deviation[score.name][key]:.3f}" if defined else "undefined"
+        rows.append(row)
+    first = found.audits[0]
+    title = f"{first.subnets} subnets against {first.metric}, mean ± standard deviation over {len(found.audits)} seeds"
+    output.table(rows, title=title, value=found.to_json())
 
 
 def _interval(estimate: Estimate) -> str:

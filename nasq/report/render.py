@@ -16,7 +16,7 @@ from nasq.report.data import LayerBits, ReportData, Search, Training
 if TYPE_CHECKING:
     import jinja2
 
-__all__ = ["render"]
+__all__ = ["environment", "render"]
 
 # A table of layers longer than this is set in two columns side by side.
 _LONG = 12
@@ -33,7 +33,7 @@ def render(data: ReportData) -> str:
     _check(data)
     charts = data.search is not None or data.training is not None
     return (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             data=data,
@@ -154,7 +154,8 @@ def _plotly() -> Any:
 
 
 @lru_cache(maxsize=1)
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of this package: all text is escaped, a missing value is an error."""
     engine = require("jinja2")
     environment: jinja2.Environment = engine.Environment(
         loader=engine.FileSystemLoader(Path(__file__).parent),

@@ -41,6 +41,23 @@ def test_a_table_is_imported_and_scores_are_audited(files: tuple[Path, Path], tm
     assert found["metric"] == "mean_acc" and found["missing_baselines"] == []
 
 
+def test_several_files_are_seeds_and_make_a_page(files: tuple[Path, Path], tmp_path: Path, call: Call) -> None:
+    _, scores = files
+    read = Table.read(scores)
+    Table({"acc": read.metrics["good"]}, read.names).write(tmp_path / "table.csv")
+    second = tmp_path / "second.csv"
+    Table({"good": -read.metrics["good"], "noise": read.metrics["noise"]}, read.names).write(second)
+    page = tmp_path / "page.html"
+    common = ("--table", tmp_path / "table.csv", "--resamples", 5)
+    done = call("audit", scores, second, *common, "--html", page)
+    assert done.code == 0 and "over 2 seeds" in done.out and "0.000 ± 1.414" in done.out
+    assert page.read_text().count("<figure>") == 2
+    found = json.loads(call("audit", scores, second, *common, "--json").out)
+    assert found["seeds"] == 2 and found["mean"]["good"]["kendall"] == 0
+    Table({"better": read.metrics["good"]}, read.names).write(second)
+    refused(call("audit", scores, second, *common), "file 1 has good, noise", "file 2 has better")
+
+
 def test_the_space_counts_the_baselines(files: tuple[Path, Path], tmp_path: Path, call: Call) -> None:
     _, scores = files
     read = Table.read(scores)

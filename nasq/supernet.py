@@ -15,7 +15,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from nasq.elastic.base import Container, elastic_modules, extract, no_choice_left, share_active, share_mixture
+from nasq.elastic.base import (
+    Container,
+    elastic_modules,
+    extract,
+    no_choice_left,
+    refused_shape,
+    share_active,
+    share_mixture,
+)
 from nasq.elastic.norm import AnyBatchNorm, BatchNorm2d, batch_norms
 from nasq.elastic.read import read_space
 from nasq.errors import ArtifactError, InputError
@@ -120,8 +128,18 @@ class Supernet(nn.Module):
         self.mixture = share_mixture(module)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """The active subnet's output; ``options`` go to the module (``mode=`` of a quantized network)."""
-        return self.module(*inputs, **options)
+        """The active subnet's output; ``options`` go to the module (``mode=`` of a quantized network).
+
+        Raises:
+            InputError: An input has a shape that the network does not take.
+        """
+        try:
+            return self.module(*inputs, **options)
+        except (RuntimeError, ValueError) as error:
+            refused = refused_shape(self.space.name or type(self.module).__name__, inputs, error)
+            if refused is None:
+                raise
+            raise refused from error
 
     def activate(self, subnet: Mapping[str, Option], bn: BNState | None = None) -> _Activation:
         """Makes ``subnet`` the active one; in a ``with`` statement, until its end.

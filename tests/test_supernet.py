@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -357,3 +358,17 @@ def test_a_few_lines_of_ones_own_train_a_supernet() -> None:
 
 def test_the_public_names() -> None:
     assert nasq.Supernet is Supernet and nasq.BNState is BNState
+
+
+def test_plain_layers_refuse_a_wrong_shape_by_name_as_well() -> None:
+    """What torch itself refuses comes as an InputError that says the shape; other errors pass unchanged."""
+    supernet = Supernet(nn.Sequential(nn.Conv2d(3, 4, 3), nn.MaxPool2d(2)), "plain")
+    for shape in ((1, 4, 8, 8), (1, 192), (1, 3, 1, 1)):
+        message = (
+            rf"the network 'plain' cannot run on an input of shape {re.escape(str(list(shape)))}: .*Give inputs of"
+        )
+        with pytest.raises(InputError, match=message):
+            supernet(torch.zeros(shape))
+    with pytest.raises(RuntimeError, match="Input type") as found:
+        supernet(torch.zeros(1, 3, 8, 8, dtype=torch.float64))
+    assert not isinstance(found.value, InputError)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, TypeVar
 
+import torch
 from torch import Tensor, nn
 
-from nasq.errors import InputError
+from nasq.errors import InputError, NasqError
 from nasq.space import Choice, Expression, Option, choices_of, value_of
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "elastic_modules",
     "evaluating",
     "extract",
+    "refused_shape",
     "share_active",
     "share_mixture",
 ]
@@ -38,6 +41,27 @@ Condition = tuple[tuple[str, frozenset[Option]], ...]
 
 class Misfit(InputError):
     """A layer was given an input of another size than it takes."""
+
+
+_SHAPES = re.compile(r"\b(sizes?|shapes?|channels|dimensions?|unbatched|spatial)\b", re.IGNORECASE)
+
+
+def refused_shape(name: str, inputs: Sequence[Any], error: Exception) -> Misfit | None:
+    """What torch's refusal of a network's inputs means, if it is about shapes: torch has no exception for that.
+
+    Args:
+        name: Of the network.
+        inputs: What it was given.
+        error: What it raised.
+    """
+    if isinstance(error, NasqError | torch.OutOfMemoryError) or not _SHAPES.search(str(error)):
+        return None
+    shapes = ", ".join(str(list(x.shape)) for x in inputs if isinstance(x, Tensor))
+    return Misfit(
+        f"the network {name!r} cannot run on an input of shape {shapes}: {str(error).splitlines()[0]} Give inputs of the "
+        "shape that it was built for. If they have it, two of its layers disagree: nasq.cost.CostModel(supernet, example) "
+        "names both."
+    )
 
 
 class ElasticModule(nn.Module):

@@ -52,7 +52,7 @@ def exported(subject: Subject) -> str:
     supernet = subject.quantized
     network = supernet.module
     assert isinstance(network, QuantizedNetwork)
-    images = subject.inputs(16, 4)
+    images = subject.inputs(subject.images, 4)
     total = 0
     subnets = subject.some(supernet.space, subject.exported)
     with tempfile.TemporaryDirectory(prefix="nasq-") as scratch:
@@ -61,7 +61,7 @@ def exported(subject: Subject) -> str:
                 program = freeze(network)
             directory = Path(scratch) / str(index)
             bundle.write(directory, program, {parity.MODEL: onnx.export(program)})
-            report = parity.check(directory, images.numpy(), layer_images=8)
+            report = parity.check(directory, images.numpy(), layer_images=max(subject.images // 2, 2))
             expect(report.passed, f"the exported subnet {shown(subnet)} fails its gate: {report.summary()}")
             total += report.total
     return f"{len(subnets)} subnets, {total} final integers"

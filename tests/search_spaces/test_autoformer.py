@@ -39,8 +39,8 @@ def test_released_subnets_have_their_published_parameters(name: str) -> None:
         plain = Supernet(autoformer(name)).extract(release.subnet())
     params = sum(parameter.numel() for parameter in plain.parameters())
     assert params == closed_form(name)
-    # AutoFormer-T's options have 5.868 M parameters; the paper says 5.7 M.
-    assert abs(params / 1e6 / release.params - 1) < (0.03 if name == "tiny" else 0.01)
+    # 22.891 and 53.692 are published as 22.9 and 53.7; 5.868 as 5.8, 1.2 % less (see the module's docstring).
+    assert abs(params / 1e6 / release.params - 1) < (0.012 if name == "tiny" else 0.0005)
 
 
 def test_the_docstring_gives_the_sizes_and_counts() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 from nasq import Supernet, plugins
 from nasq.errors import ArtifactError, InputError
 from nasq.quant import quantize
+from nasq.testing import check_space
 
 SMALL = {"depth": 1, "embed_dim": 48, "num_heads": 3}
 
@@ -96,3 +97,15 @@ def test_pretrained_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(library, "create_model", refuse)
     with pytest.raises(InputError, match=r"'resnet10t' cannot be had: no network here\..*checkpoint=PATH"):
         built("timm:resnet10t", pretrained=True)
+
+
+@pytest.mark.slow
+def test_a_transformer_of_timms_conforms() -> None:
+    report = check_space(
+        plugins.load("search_spaces", "timm:vit_tiny_patch16_224"),
+        arguments={"image_size": 32, **SMALL},
+        input_shape=(3, 32, 32),
+        subnets=3,
+        exported=1,
+    )
+    assert len(report.checks) == 14 and not report.left_out

@@ -20,25 +20,21 @@ loaded by :func:`load_weights`: published ones have the usual names, and a large
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Literal
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq import Choice, elastic
-from nasq.errors import ArtifactError
 from nasq.plugins import search_space
 from nasq.space import Expression, round_to
+
+from ._resnet_weights import load_weights
 
 __all__ = ["CifarResNet", "ImageNetResNet", "load_weights", "resnet20", "resnet50", "resnet56"]
 
 Size = int | Expression
-_CONV = re.compile(r"^layer(\d+)\.(\d+)\.")
 
 
 def _choice(name: str, options: Sequence[int]) -> Choice | int:
@@ -222,46 +218,6 @@ class ImageNetResNet(nn.Module):
         x = self.maxpool(F.relu(self.bn1(self.conv1(x_NCHW))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x).flatten(1))  # type: ignore[no-any-return]
-
-
-def load_weights(network: CifarResNet | ImageNetResNet, weights: Path | str | Mapping[str, Tensor]) -> None:
-    """Loads published weights into the largest subnet.
-
-    Args:
-        network: Elastic or not; it must hold the blocks and widths that the weights are for.
-        weights: A ``.npz`` file of plain arrays, or a state dict. Names are the usual ones: ``conv1``, ``bn1``,
-            ``layer{s}.{i}.conv{j}``, ``layer{s}.{i}.bn{j}`` and ``linear`` (CIFAR) or ``layer{s}.{i}.downsample.{j}``
-            and ``fc`` (torchvision's ResNet-50). Counters of batches are not needed.
-
-    Raises:
-        ArtifactError: The file cannot be read, or names or shapes do not fit; names the first that does not.
-    """
-    given = _read(Path(weights)) if isinstance(weights, Path | str) else weights
-    state = {_CONV.sub(r"layer\1.blocks.\2.", name): value for name, value in given.items()}
-    own = network.state_dict()
-    for name in sorted(own.keys() | state.keys()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        found = tuple(state[name].shape) if name in state else None
-        wanted = tuple(own[name].shape) if name in own else None
-        if found != wanted:
-            raise ArtifactError(
-                f"the weights do not fit {type(network).__name__}: {name!r} has the shape {_shape(found)} in them and "
-                f"{_shape(wanted)} here. Build the network with the depth, widths and classes they were trained with."
-            )
-    network.load_state_dict({**own, **state})
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "none (it is absent)" if shape is None else str(list(shape))
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
-    except (OSError, ValueError, TypeError) as error:
-        raise ArtifactError(f"{path} cannot be read as a .npz file of plain arrays: {error}.") from error
 
 
 RATIOS = (0.5, 0.75, 1.0)

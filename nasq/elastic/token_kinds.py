@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nasq.elastic.attention import RelativePosition, SplitHeads
+from nasq.elastic.attention import HeadScale, RelativePosition, SplitHeads
 from nasq.elastic.graph import Kind
 from nasq.elastic.layer_norm import LayerNorm
 from nasq.elastic.parameter import Parameter, PlainParameter
@@ -36,6 +36,8 @@ def token_module(module: nn.Module) -> Found | None:
         return ("parameter", {}) if module.weight.shape[0] == 1 and module.weight.ndim > 1 else ("other", {})
     if isinstance(module, SplitHeads):
         return "split_heads", {}
+    if isinstance(module, HeadScale):
+        return "scale", {}
     if isinstance(module, RelativePosition):
         return "relative_position", {}
     return None

@@ -17,42 +17,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.errors import InputError
+from nasq.space.options import Number, Option, Value, as_number, as_option, checked_options, exact
 
-__all__ = ["Binary", "Choice", "Expression", "Number", "Option", "Value", "as_option", "exact"]
+__all__ = [
+    "Binary",
+    "Choice",
+    "Expression",
+    "Number",
+    "Option",
+    "Reader",
+    "Value",
+    "as_numeric",
+    "as_operand",
+    "as_option",
+    "collect_choices",
+    "exact",
+]
 
-Option = str | int | float | bool
-Number = int | float
-Value = Option | NDArray[Any]
 Reader = Callable[["Choice"], Value]
 
 ENUMERABLE = 100_000  # combinations of options up to which a maximum is found by trying them all
 LARGEST = 2**53  # integers above it are not exact in float64, and products of them would overflow int64
-
-
-def as_option(value: object, what: str) -> Option:
-    """``value`` as a plain Python option: NumPy scalars become Python's, -0.0 becomes 0.0.
-
-    Args:
-        value: What the user gave.
-        what: Where it was given, for the message.
-
-    Raises:
-        InputError: It is no str, int, float or bool, or not finite.
-    """
-    if isinstance(value, np.generic):
-        value = value.item()
-    if type(value) is float:
-        if not isfinite(value):
-            raise InputError(f"{what} is {value}, which is not a finite number. Give a finite one.")
-        return value + 0.0
-    if type(value) in (str, int, bool):
-        return value  # type: ignore[return-value]
-    raise InputError(f"{what} is {value!r} of type {type(value).__name__}. Allowed: str, int, float, bool.")
-
-
-def exact(option: Option) -> tuple[str, Option]:
-    """A key that tells 1, 1.0 and True apart, which Python's ``==`` does not."""
-    return type(option).__name__, option
 
 
 class Expression(ABC):
@@ -170,7 +155,7 @@ class Choice(Expression):
     ) -> None:
         if not isinstance(name, str) or not name or name != name.strip() or not name.isprintable():
             raise InputError(f"a choice's name is {name!r}. Give a printable text without spaces around it.")
-        plain = _options(name, options)
+        plain = checked_options(name, options)
         numeric = all(isinstance(option, int | float) and not isinstance(option, bool) for option in plain)
         positions = {exact(option): index for index, option in enumerate(plain)}
         if default is None:
@@ -333,25 +318,6 @@ def collect_choices(parts: Iterable[object]) -> tuple[Choice, ...]:
     return tuple(found.values())
 
 
-def _options(name: str, options: Iterable[Option]) -> tuple[Option, ...]:
-    if isinstance(options, str) or not isinstance(options, Iterable):
-        raise InputError(f"the options of choice {name!r} are {options!r}. Give a tuple of options, such as (3, 5).")
-    plain = [as_option(option, f"an option of choice {name!r}") for option in options]
-    if isinstance(options, set | frozenset):
-        plain.sort(key=lambda option: (isinstance(option, str), option))  # a set's own order changes from run to run
-    if not plain:
-        raise InputError(f"choice {name!r} has no options. Give at least one.")
-    seen: dict[Option, Option] = {}
-    for option in plain:
-        if option in seen:
-            twice = f"{option!r} twice" if exact(option) == exact(seen[option]) else f"{seen[option]!r} and {option!r}"
-            raise InputError(
-                f"choice {name!r} has the options {twice}, which are equal in Python. Give each option once."
-            )
-        seen[option] = option
-    return tuple(plain)
-
-
 def as_operand(value: object, what: str) -> Expression | Number:
     """``value`` as a side of an expression: an expression of numbers or a finite number.
 
@@ -374,12 +340,6 @@ def _binary(symbol: str, left: object, right: object) -> Binary:
             return NotImplemented  # type: ignore[no-any-return]
         sides.append(as_operand(side, f"a side of {symbol!r}"))
     return Binary(symbol, *sides)
-
-
-def as_number(value: Any) -> Number:
-    """A Python number from a Python or NumPy scalar; bools count as 0 and 1."""
-    plain = value.item() if isinstance(value, np.generic) else value
-    return int(plain) if isinstance(plain, bool) else plain
 
 
 def as_numeric(value: Value) -> Any:

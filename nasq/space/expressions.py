@@ -6,8 +6,7 @@ Wherever a layer takes a size it takes an int, a :class:`Choice` or an expressio
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import cached_property
+from collections.abc import Mapping
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -15,21 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.errors import InputError
-from nasq.space.choice import (
-    Binary,
-    Choice,
-    Expression,
-    Number,
-    Option,
-    Reader,
-    Value,
-    as_number,
-    as_numeric,
-    as_operand,
-    as_option,
-    collect_choices,
-    exact,
-)
+from nasq.space.choice import Binary, Choice, Expression, Reader, as_numeric, as_operand
+from nasq.space.function import Function
+from nasq.space.options import Number, Option, Value, as_literal, as_number, as_option, exact, factorise
 
 if TYPE_CHECKING:
     from nasq.space.space import SearchSpace
@@ -150,7 +137,7 @@ class Lookup(Expression):
         if missing:
             raise InputError(f"the table of Lookup({choice.name!r}) has no value for {missing}. Give one per option.")
         values = tuple(
-            _literal(given[index], f"the value of {option!r} in Lookup({choice.name!r})")
+            as_literal(given[index], f"the value of {option!r} in Lookup({choice.name!r})")
             for index, option in enumerate(choice.options)
         )
         array = np.array(values, dtype=np.int64 if all(isinstance(value, int) for value in values) else object)
@@ -173,7 +160,7 @@ class Lookup(Expression):
         option = lookup(self.choice)
         if not isinstance(option, np.ndarray):
             return self.table[self.choice.options[self.choice.index(option)]]
-        codes, firsts = _factorise(option)
+        codes, firsts = factorise(option)
         positions = np.array([self.choice.index(option.flat[first]) for first in firsts], dtype=np.int64)
         values: NDArray[Any] = vars(self)["_array"][positions[codes]]
         return values
@@ -181,86 +168,6 @@ class Lookup(Expression):
     def bounds(self) -> tuple[Number, Number]:
         """Smallest and largest number of the table."""
         return min(self.table.values()), max(self.table.values())
-
-
-class Function(Expression):
-    """Any pure function of sizes and options whose range is declared.
-
-    Args:
-        function: Called with scalars; equal arguments must give equal results. A module-level function can be pickled,
-            a lambda cannot.
-        arguments: Choices (of any options), expressions, or plain options.
-        maximum: The largest value it may return; allocates the shared weights where trying all options is too much.
-        minimum: The smallest value it may return.
-
-    Raises:
-        InputError: On evaluation, when the function fails, or returns no number, or one outside the declared range.
-    """
-
-    function: Callable[..., Number]
-    arguments: tuple[Expression | Option, ...]
-
-    def __init__(
-        self, function: Callable[..., Number], *arguments: Expression | Option, maximum: int, minimum: int = 0
-    ) -> None:
-        if not callable(function):
-            raise InputError(f"Function was given {function!r}, which cannot be called.")
-        label = str(getattr(function, "__name__", function))
-        high, low = _literal(maximum, f"the maximum of {label}"), _literal(minimum, f"the minimum of {label}")
-        if low > high:
-            raise InputError(f"the function {label} has the minimum {low} above its maximum {high}.")
-        plain = tuple(
-            part if isinstance(part, Expression) else as_option(part, f"an argument of {label}") for part in arguments
-        )
-        parts = tuple(part if isinstance(part, Expression) else exact(part) for part in plain)
-        self._freeze(function, parts, low, high, function=function, arguments=plain, _range=(low, high), _label=label)
-        _ = self.choices
-
-    def __repr__(self) -> str:
-        low, high = self.bounds()
-        parts = ", ".join(map(repr, self.arguments))
-        return f"Function({vars(self)['_label']}, {parts}, maximum={high}, minimum={low})"
-
-    def __str__(self) -> str:
-        return f"{vars(self)['_label']}({', '.join(map(str, self.arguments))})"
-
-    @cached_property
-    def choices(self) -> tuple[Choice, ...]:
-        """Those of all arguments."""
-        return collect_choices(self.arguments)
-
-    def bounds(self) -> tuple[Number, Number]:
-        """The declared range."""
-        declared: tuple[Number, Number] = vars(self)["_range"]
-        return declared
-
-    def evaluate(self, lookup: Reader) -> Value:
-        """Calls the function, on arrays once per distinct combination of arguments."""
-        values = [part.evaluate(lookup) if isinstance(part, Expression) else part for part in self.arguments]
-        if not any(isinstance(value, np.ndarray) for value in values):
-            return self._call(values)
-        columns = np.broadcast_arrays(*[_column(value) for value in values])
-        code, firsts = _factorise(columns[0])
-        for column in columns[1:]:
-            further, distinct = _factorise(column)
-            code, firsts = _factorise(code * len(distinct) + further)
-        results = [self._call([_plain(column[first]) for column in columns]) for first in firsts]
-        dtype = np.int64 if all(isinstance(result, int) for result in results) else object
-        table: NDArray[Any] = np.array(results, dtype=dtype)
-        return table[code]
-
-    def _call(self, values: list[Any]) -> Number:
-        shown = f"{vars(self)['_label']}({', '.join(map(repr, values))})"
-        try:
-            raw = self.function(*values)
-        except Exception as error:
-            raise InputError(f"the size {shown} failed: {type(error).__name__}: {error}.") from error
-        result = _literal(raw, f"the size {shown}")
-        low, high = self.bounds()
-        if not low <= result <= high:
-            side, word = (f"maximum={high}", "above") if result > high else (f"minimum={low}", "below")
-            raise InputError(f"the size {shown} is {result}, {word} its declared {side}. Declare a wider range.")
-        return result
 
 
 def value_of(size: Size, active: Mapping[str, Option]) -> int:
@@ -341,34 +248,3 @@ def _whole(value: object, what: str) -> int:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     raise InputError(f"{what} is {value!r}, which is not a whole number. Use // or round_to(size, divisor).")
-
-
-def _literal(value: object, what: str) -> Number:
-    plain = as_option(value, what)
-    if isinstance(plain, str):
-        raise InputError(f"{what} is {plain!r}. Give a number.")
-    return as_number(plain)
-
-
-def _column(value: Value) -> NDArray[Any]:
-    return value if isinstance(value, np.ndarray) else np.array([value])
-
-
-def _plain(value: Any) -> Option:
-    return value.item() if isinstance(value, np.generic) else value  # type: ignore[no-any-return]
-
-
-def _factorise(column: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Codes ``[n]`` of equal entries and, per code, the position of its first entry. Types count in object arrays."""
-    if column.dtype != object:
-        _, firsts, codes = np.unique(column, return_index=True, return_inverse=True)
-        return codes.reshape(-1), firsts
-    seen: dict[tuple[str, Option], int] = {}
-    firsts_list: list[int] = []
-    codes = np.empty(len(column), dtype=np.int64)
-    for position, value in enumerate(column):
-        code = seen.setdefault(exact(value), len(seen))
-        if code == len(firsts_list):
-            firsts_list.append(position)
-        codes[position] = code
-    return codes, np.array(firsts_list, dtype=np.int64)

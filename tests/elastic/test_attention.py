@@ -17,6 +17,7 @@ from nasq.elastic.attention import RelativePosition
 from nasq.elastic.flow import check_sizes
 from nasq.elastic.trace import trace
 from nasq.errors import InputError
+from nasq.quant import calibrate, freeze, quantize
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -82,6 +83,32 @@ def test_the_whole_attention_is_traced_into_simple_operations() -> None:
     kinds = {node.kind for node in trace(supernet.module, torch.zeros(1, 4, 5)).walk()}
     simple = {"input", "linear", "parameter", "expand", "concat", "add", "layer_norm", "view", "permute", "scale"}
     assert kinds == simple | {"matmul", "softmax", "select"}
+
+
+def test_a_head_size_that_is_a_choice_has_an_integer_form() -> None:
+    """The factor 1 / sqrt(D) of the active D changes the grid, in the activated and in the extracted network."""
+    net = randomised(Tokens(head_dim=Choice("head_dim", (2, 8)), heads=2))
+    assert "other" not in {node.kind for node in trace(net, torch.zeros(1, 4, 5)).walk()}
+    network = quantize(net, torch.zeros(1, 4, 5), weight_bits=(8,), activation_bits=(8,))
+    x = draw(16, 4, 5).float()
+    calibrate(network, x)
+    supernet = Supernet(network).eval()
+    for size in (2, 8):
+        subnet = {**supernet.space.largest(), "head_dim": size}
+        plain = supernet.extract(subnet).eval()
+        with supernet.activate(subnet), torch.no_grad():
+            wanted, real = supernet.module.integers(x), supernet(x, mode="float")
+            factors = [op.output.scale / before for op, before in scales(freeze(supernet.module, x[:1]))]
+            error = (supernet(x) - real).abs().max() / real.abs().max()
+        assert torch.equal(plain.integers(x), wanted)
+        assert factors == pytest.approx([size**-0.5], rel=1e-6)
+        assert error < 0.15
+
+
+def scales(program):
+    """The scale operations of a program, each with the step of what it reads."""
+    steps = {op.output.name: op.output.scale for op in program.ops}
+    return [(op, steps[op.inputs[0]]) for op in program.ops if type(op).__name__ == "Scale"]
 
 
 def slow_attention(attention: MultiheadAttention, x: Tensor, heads: int, size: int, embed: int) -> Tensor:

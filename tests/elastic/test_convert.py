@@ -248,3 +248,27 @@ def test_a_converted_network_is_quantized() -> None:
     with supernet.activate(subnet):
         assert torch.equal(network.integers(x), plain.integers(x))
     assert freeze(plain).ops
+
+
+TOKENS: dict[str, Build] = {
+    "vit": of_timm("vit_tiny_patch16_224", img_size=32, depth=1, embed_dim=48, num_heads=3),
+    "convnext": of_timm("convnext_tiny", depths=(1, 1, 1, 1), dims=(8, 16, 24, 32)),
+}
+
+
+@pytest.mark.parametrize("family", TOKENS)
+def test_every_layer_of_a_network_of_tokens_has_a_width_or_a_reason(family: str) -> None:
+    """Widths are not followed through attention and permutations: what they would touch is named."""
+    model = drawn(TOKENS[family])
+    made = elastic.convert(model, images(32), width=(0.5,), kernel=True)
+    layers = {path for path, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    followed = {path for paths in made.report.widths.values() for path in paths}
+    reasons = {one.path: one.reason for one in made.report.skipped if one.what == "width"}
+    depthwise = {
+        path for path, m in model.named_modules() if isinstance(m, nn.Conv2d) and m.groups == m.in_channels > 1
+    }
+    assert layers - depthwise <= followed | set(reasons)
+    inner = "blocks.0.attn.qkv" if family == "vit" else "stages.0.blocks.0.mlp.fc1"
+    stem = "patch_embed.proj" if family == "vit" else "stem.0"
+    assert reasons[inner] == "its features are those of tokens, not channels"
+    assert "through which widths are not followed" in reasons[stem]

@@ -13,6 +13,7 @@ from nasq.version import __version__
 if TYPE_CHECKING:
     from nasq import cost as cost
     from nasq import data, deploy, elastic, quant, search, space, targets, training
+    from nasq.deploy.load import load
     from nasq.space import Choice, SearchSpace, Subnet
     from nasq.supernet import BNState, Supernet
 
@@ -22,12 +23,13 @@ _PLACES = {
     "SearchSpace": "nasq.space",
     "Subnet": "nasq.space",
     "Supernet": "nasq.supernet",
+    "load": "nasq.deploy.load",
 }
 _MODULES = ("cost", "data", "deploy", "elastic", "quant", "search", "space", "targets", "training")
 
 __all__ = [
-    "BNState", "Choice", "SearchSpace", "Subnet", "Supernet", "__version__", "cost", "data", "deploy", "elastic", "quant",
-    "search", "space", "targets", "training",
+    "BNState", "Choice", "SearchSpace", "Subnet", "Supernet", "__version__", "cost", "data", "deploy", "elastic", "load",
+    "quant", "search", "space", "targets", "training",
 ]  # fmt: skip
 
 

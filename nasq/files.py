@@ -14,7 +14,7 @@ from typing import Any
 
 from nasq.errors import ArtifactError, NasqError
 
-__all__ = ["append_line", "read_json", "sha256", "write_bytes", "write_json", "write_text"]
+__all__ = ["append_line", "parse_json", "read_json", "sha256", "write_bytes", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -98,11 +98,19 @@ def read_json(path: Path) -> Any:
         ArtifactError: The file is missing, not UTF-8, or not strict JSON.
     """
     try:
-        text = path.read_bytes().decode()
-        return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise ArtifactError(f"{path} is missing. Is this the right directory?") from error
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read as JSON: {error}. It is corrupt or truncated.") from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    """The strict JSON that was read from ``path``; see :func:`read_json`."""
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON: {error}. It is corrupt or truncated.") from error
 
 

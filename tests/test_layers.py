@@ -15,6 +15,7 @@ PLACES = {"nasq": ROOT / "nasq", "nasq.search_spaces": ROOT / "search_spaces", "
 ORDER = [
     {"version", "errors"},
     {"files", "space", "targets", "plugins"},
+    {"cuda"},
     {"elastic", "quant"},
     {"supernet", "cost"},
     {"data", "ranking"},

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nasq.cli.output import Output
+from nasq.errors import TargetError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +113,7 @@ def targets(context: typer.Context, json: Json = False, quiet: Quiet = False) ->
         target = known.load(name)
         bits = f"{min(target.weight_bits)}-{max(target.weight_bits)}"
         rows.append({"name": name, "runtime": target.runtime, "bits": bits, "sums": target.add,
-                     "description": target.description})  # fmt: skip
+                     "here": target.unusable() or "yes", "description": target.description})  # fmt: skip
     Output(json, quiet).table(rows)
 
 
@@ -129,7 +130,8 @@ def check(
     from nasq import targets as known
 
     output = Output(json, quiet)
-    known.load(target)
+    if reason := known.load(target).unusable():
+        raise TargetError(f"the target {target!r} cannot be checked here: {reason}.")
     factory = plugins.load("search_spaces", space)
     import torch
 
@@ -158,7 +160,8 @@ def check(
         value=_plain(found),
     )
     if not json:
-        for text in [f"removed: {one}" for one in found.removed] + [f"slow: {one}" for one in found.slow]:
+        notes = {"removed": found.removed, "slow": found.slow, "not tried": found.missed}
+        for text in (f"{note}: {one}" for note, texts in notes.items() for one in texts):
             output.log(text)
         if found.speedup is not None:
             output.log(f"largest subnet, batch 1, one thread: {found.speedup:.2f}x the speed of fp32")

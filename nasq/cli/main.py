@@ -117,27 +117,6 @@ def split(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
     output.result({"forest": str(opened.forest)}, f"forest           {opened.forest}")
 
 
-@app.command()
-def search(
-    directory: RunPath,
-    explain: Annotated[bool, typer.Option("--explain", help="Only say how much survives the constraints.")] = False,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Search the trained supernet of a run."""
-    output = Output(json, quiet)
-    if explain:
-        from nasq.run.assemble import assemble
-        from nasq.run.directory import RunDirectory
-        from nasq.run.search import explanation
-
-        found = explanation(assemble(RunDirectory.open(directory).config()))
-        output.result(None if found is None else found.to_json(), "no constraints" if found is None else found.text())
-        return
-    opened, _ = _stage(directory, "search", output)
-    _show_run(opened, output)
-
-
 @app.command("export")
 def export_(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
     """Export the best subnets of a run, each through the parity gate."""
@@ -149,6 +128,44 @@ def export_(directory: RunPath, json: Json = False, quiet: Quiet = False) -> Non
         for one in made
     ]  # fmt: skip
     output.table(rows)
+
+
+@app.command()
+def finetune(
+    directory: RunPath,
+    subnet: Annotated[
+        str | None, typer.Option(metavar="ID", help="An evaluated subnet; default: the best one.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train one subnet of a run on alone, taught by the largest one, and export it."""
+    from nasq.run.finetune import finetune as tune
+
+    output = Output(json, quiet)
+    changes = {key: value for key, value in (("epochs", epochs), ("lr", lr)) if value is not None}
+    found = _worked(directory, output, lambda run, workshop, step: tune(run, workshop, None, subnet, changes, step))
+    lines = [
+        f"subnet           {found['id']}",
+        f"validation       {100 * found['validation_before']:.2f} % before, {100 * found['validation_after']:.2f} % after",
+        f"test accuracy    {100 * found['test_accuracy']:.2f} % (exported file)",
+        f"bundle           {directory / found['bundle']}" + ("  (now best/)" if found["best"] else ""),
+    ]
+    output.result(found, "\n".join(lines))
+
+
+def _worked(directory: Path, output: Output, work: Any) -> Any:
+    """What ``work(run, workshop, on_step)`` returns for a run whose supernet is trained, its lock held."""
+    from nasq.cli.progress import RunProgress
+    from nasq.run.directory import RunDirectory
+    from nasq.run.flow import open_workshop
+    from nasq.run.train import require_trained
+
+    with RunProgress(output) as progress, RunDirectory.open(directory, progress.event) as opened:
+        require_trained(opened)
+        return work(opened, open_workshop(opened), progress.step)
 
 
 @app.command()
@@ -176,32 +193,6 @@ def report(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None
 
 
 @app.command()
-def pick(
-    directory: RunPath,
-    limit: Annotated[list[str] | None, typer.Option(metavar="TEXT", help="Such as 'bitops<=2M'; repeatable.")] = None,
-    max_bytes: Annotated[str | None, typer.Option(help="Such as 20k.")] = None,
-    max_bitops: Annotated[str | None, typer.Option(help="Such as 5M.")] = None,
-    json: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """The best evaluated subnet within limits, without searching again."""
-    from nasq.run.directory import RunDirectory
-    from nasq.run.search import search_results
-    from nasq.search import parse_bound
-    from nasq.search import pick as pick_record
-
-    output = Output(json, quiet)
-    goals, records = search_results(RunDirectory.open(directory))
-    texts = list(limit or [])
-    texts += [f"{name}<={value}" for name, value in (("bytes", max_bytes), ("bitops", max_bitops)) if value]
-    known = records[0].values if records else {}
-    record = pick_record(records, goals, [parse_bound(text, known) for text in texts])
-    rows: list[dict[str, object]] = [{"name": name, "value": value} for name, value in record.values.items()]
-    output.table(rows, title=f"subnet {record.subnet.id}",
-                 value={"id": record.subnet.id, "subnet": dict(record.subnet), "values": dict(record.values)})  # fmt: skip
-
-
-@app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported bundle.")],
     images: Annotated[int, typer.Option(min=1, help="How many random inputs to compare on.")] = 256,
@@ -209,11 +200,11 @@ def verify(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Repeat the parity check of a bundle on this machine."""
+    """Repeat the parity check of a bundle on this machine, in a child process with limits."""
     import numpy as np
 
     from nasq.deploy import bundle as bundles
-    from nasq.deploy import parity
+    from nasq.deploy import sandbox
 
     output = Output(json, quiet)
     program = bundles.read(bundle)
@@ -221,7 +212,7 @@ def verify(
     low, high = ((bound - spec.zero_point) * spec.scale for bound in (spec.low, spec.high))
     rng = np.random.default_rng(seed)
     inputs = rng.uniform(low, high, (images, *spec.shape)).astype(np.float32)
-    found = parity.check(bundle, inputs)
+    found = sandbox.check(bundle, inputs)
     output.result(found.to_json(), found.summary())
     if not found.passed:
         raise typer.Exit(1)
@@ -236,9 +227,10 @@ def show(
     """What a bundle or a run holds."""
     output = Output(json, quiet)
     if (path / "config.yaml").exists():
+        from nasq.cli.showing import show_run
         from nasq.run.directory import RunDirectory
 
-        _show_run(RunDirectory.open(path), output)
+        show_run(RunDirectory.open(path), output)
         return
     from nasq.cli.showing import bundle_rows
 
@@ -246,20 +238,15 @@ def show(
     output.table(rows, title=f"{facts['space']} for {facts['target']}", value=facts)
 
 
-def _show_run(opened: Any, output: Output) -> None:
-    from nasq.cli.showing import run_rows
-
-    rows, facts = run_rows(opened)
-    output.table(rows, title=f"{opened.path}: {facts['evaluated']} subnets evaluated", value=facts)
-
-
 def _register() -> None:
     """Commands that list what is installed live in a module of their own."""
     from nasq.cli.listing import add_commands
     from nasq.cli.scoring import add_commands as add_score_commands
+    from nasq.cli.searching import add_commands as add_search_commands
     from nasq.cli.tables import add_commands as add_table_commands
 
     add_commands(app)
+    add_search_commands(app)
     add_score_commands(app)
     add_table_commands(app)
 

@@ -149,6 +149,7 @@ def ranker_fit(
     loss: Annotated[str, typer.Option(help="kendall, pairwise, mse, or several with a plus.")] = "kendall",
     epochs: Annotated[int, typer.Option(min=1)] = 100,
     members: Annotated[int, typer.Option(min=1, help="Networks of the ensemble.")] = 3,
+    choices: Annotated[bool, typer.Option("--choices", help="Also learn from the subnets' choices.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -157,7 +158,14 @@ def ranker_fit(
     from nasq.ranking.ranker import RankerConfig
     from nasq.run.ranker import fit_ranker
 
-    config = RankerConfig(kind=features, loss=loss, epochs=epochs, members=members, seed=seed)  # type: ignore[arg-type]
+    config = RankerConfig(
+        kind=features,
+        loss=loss,
+        epochs=epochs,
+        members=members,
+        seed=seed,
+        choices=choices,  # type: ignore[arg-type]
+    )
     facts = fit_ranker(scores, table, out, metric, count, config)
     tau = "" if facts["kendall"] is None else f", Kendall {facts['kendall']:.3f} on the other {facts['tested_on']}"
     Output(json, quiet).result(facts, f"ranker           {out} (trained on {facts['trained_on']} subnets{tau})")

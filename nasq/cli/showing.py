@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from nasq.cli.output import Output
 from nasq.run.directory import RunDirectory
 
-__all__ = ["bundle_rows", "run_rows"]
+__all__ = ["bundle_rows", "run_rows", "show_run"]
 
 
 def bundle_rows(path: Path) -> tuple[list[dict[str, object]], dict[str, Any]]:
@@ -45,3 +46,9 @@ def run_rows(run: RunDirectory) -> tuple[list[dict[str, object]], dict[str, Any]
     ]
     facts.update(evaluated=len(records), front=rows)
     return rows, facts
+
+
+def show_run(opened: RunDirectory, output: Output) -> None:
+    """The front of a run as a table."""
+    rows, facts = run_rows(opened)
+    output.table(rows, title=f"{opened.path}: {facts['evaluated']} subnets evaluated", value=facts)

@@ -102,14 +102,16 @@ def read(directory: Path) -> Program:
         ArtifactError: The bundle is damaged, incomplete, hostile, of a newer schema, or holds a program that is not
             valid; the message names the file and what is wrong with it.
     """
-    verify_files(directory)
-    path = storage.path_of(directory, SUBNET)
-    if path.stat().st_size > MAX_SUBNET:
+    storage.recover(directory)
+    path = directory / SUBNET
+    if path.exists() and path.stat().st_size > MAX_SUBNET:
         raise ArtifactError(f"{path} has {path.stat().st_size} bytes; allowed: {MAX_SUBNET}.")
+    own = {SUBNET: b"", WEIGHTS: b""}
+    _complete(directory, storage.verify(directory, own))
     try:
-        document = files.read_json(path)
+        document = files.parse_json(own[SUBNET], path)
         _check_weights_name(directory, document)
-        return program_from_json(document, _load_arrays(storage.path_of(directory, WEIGHTS)))
+        return program_from_json(document, _load_arrays(own[WEIGHTS]))
     except ArtifactError as error:
         raise ArtifactError(f"the bundle {directory} cannot be read: {error}") from error
 
@@ -143,14 +145,13 @@ def _check_weights_name(directory: Path, document: Any) -> None:
         storage.path_of(directory, name)
 
 
-def _load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+def _load_arrays(data: bytes) -> dict[str, NDArray[Any]]:
     """The arrays of a safetensors file; the library refuses gaps, overlaps and sizes that disagree."""
-    data = path.read_bytes()
     _check_header(data)
     try:
         return dict(safetensors.load(data))
     except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"{path.name} is not a valid safetensors file: {error}.") from error
+        raise ArtifactError(f"{WEIGHTS} is not a valid safetensors file: {error}.") from error
 
 
 def _check_header(data: bytes) -> None:
@@ -166,7 +167,7 @@ def _check_header(data: bytes) -> None:
         raise ArtifactError(f"the header of {WEIGHTS} is not JSON: {error}.") from error
     for name, entry in header.items() if isinstance(header, dict) else ():
         kind = entry.get("dtype") if isinstance(entry, dict) else entry
-        if kind not in _TYPES:
+        if not isinstance(kind, str) or kind not in _TYPES:
             raise ArtifactError(f"the tensor {name!r} in {WEIGHTS} has the type {kind!r}. Allowed: F32, I32, U8.")
 
 

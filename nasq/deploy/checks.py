@@ -38,7 +38,7 @@ def check_program(program: Program) -> None:
     for index, op in enumerate(program.ops):
         _named(index, op, made)
         try:
-            _check_op(op, made)
+            _check_op(op, made, program.add)
         except ArtifactError as error:
             raise ArtifactError(f"{_kind(op)} {op.output.name!r}: {error}") from error
         made[op.output.name] = op.output
@@ -61,13 +61,17 @@ def _named(index: int, op: Op, made: Mapping[str, Tensor]) -> None:
             raise ArtifactError(f"{_kind(op)} {name!r} reads {source!r}, which no operation before it makes.")
 
 
-def _check_op(op: Op, made: Mapping[str, Tensor]) -> None:
+def _check_op(op: Op, made: Mapping[str, Tensor], add: str) -> None:
     inputs = [made[name] for name in op.inputs]
     _check_tensor(op.output)
-    _check_count(op, len(inputs), first=not made)
+    _check_count(op, len(inputs), not made, add)
     if isinstance(op, p.Linear):
         check_layer(op, inputs[0])
     shape = output_shape(op, [tensor.shape for tensor in inputs])
+    if isinstance(op, p.Conv) and len(inputs) == 2:
+        if inputs[1].shape != shape:
+            raise ArtifactError(f"it makes shape {shape}, and the shortcut it adds has shape {inputs[1].shape}.")
+        _check_ratios(op, inputs[1:])
     if shape != op.output.shape:
         raise ArtifactError(f"it makes shape {shape} and says that it makes {op.output.shape}.")
     if isinstance(op, STAYS):
@@ -91,10 +95,13 @@ _PLAIN = {p.Input: (0, 0), p.Constant: (0, 0), p.Concat: (1, 1 << 16)} | dict.fr
 )
 
 
-def _check_count(op: Op, count: int, first: bool) -> None:
+def _check_count(op: Op, count: int, first: bool, add: str) -> None:
     least, most = _PLAIN.get(type(op), (1, 1))
+    if isinstance(op, p.Conv) and add == "one":
+        most = 2
     if not least <= count <= most:
-        raise ArtifactError(f"it reads {count} tensors; allowed: {least}{' or more' if most > least else ''}.")
+        allowed = f"{least}" if most == least else f"{least} or {'2' if most == 2 else 'more'}"
+        raise ArtifactError(f"it reads {count} tensors; allowed: {allowed}.")
     if isinstance(op, p.Input) and not first:
         raise ArtifactError("a program has one input only, and it comes first.")
 

@@ -11,9 +11,9 @@ from safetensors import numpy as safetensors
 
 from nasq import files
 from nasq.deploy import bundle, readback, storage
+from nasq.deploy.engines import Engine, engine_of
 from nasq.deploy.parity import MODEL
 from nasq.deploy.reference import Reference
-from nasq.deploy.runtimes import run_cut
 from nasq.errors import ArtifactError
 from nasq.quant.program import Constant
 
@@ -54,7 +54,7 @@ def keep(directory: Path, images: NDArray[np.float32], into: Path, count: int = 
             feeds: dict[str, NDArray[Any]] = {name: values[names[name]] if name in names else sample for name in read}
             expected = values[op.output.name][: 1 if isinstance(op, Constant) else None]
             model = file.cut(index, first)
-            found = _difference(model, feeds, expected)
+            found = _difference(engine_of(program), model, feeds, expected)
             if found is not None:
                 note = {"layer": op.path, "operation": op.kind, "index": index, "alone": first is None, **found[1]}
                 _write(into, model, {**feeds, "expected": expected, "got": found[0]}, note)
@@ -63,11 +63,11 @@ def keep(directory: Path, images: NDArray[np.float32], into: Path, count: int = 
 
 
 def _difference(
-    model: bytes, feeds: dict[str, NDArray[Any]], expected: NDArray[np.uint8]
+    engine: Engine, model: bytes, feeds: dict[str, NDArray[Any]], expected: NDArray[np.uint8]
 ) -> tuple[NDArray[Any], dict[str, Any]] | None:
     """What the runtime makes where that is not ``expected``, and in how many places it differs."""
     try:
-        got = run_cut(model, feeds)
+        got = engine.cut(model, feeds)
     except ArtifactError as error:
         return np.zeros(0, np.uint8), {"error": str(error)}
     if got.shape != expected.shape:

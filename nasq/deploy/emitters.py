@@ -62,7 +62,15 @@ def _conv(graph: Graph, op: p.Conv, at: Place) -> None:
         attributes["dilations"] = op.dilation
     if op.groups != 1:
         attributes["group"] = op.groups
-    graph.quantize(graph.node("Conv", inputs, f"r{at.index}", at.path, **attributes), op.output, at.final)
+    made = graph.node("Conv", inputs, at.name("r"), at.path, **attributes)
+    graph.quantize(_with_shortcut(graph, op, at, made), op.output, at.final)
+
+
+def _with_shortcut(graph: Graph, op: p.Conv, at: Place, made: str) -> str:
+    """What a convolution makes, or its sum with the shortcut: only the shortcut is quantized in front of that sum."""
+    if len(op.inputs) == 1:
+        return made
+    return graph.node("Add", [made, graph.dequantize(op.inputs[1])], at.name("a"), f"{at.path}+" if at.path else "")
 
 
 @_of(p.Linear)
@@ -82,12 +90,22 @@ def _linear(graph: Graph, op: p.Linear, at: Place) -> None:
 
 @_of(p.Add)
 def _add(graph: Graph, op: p.Add, at: Place) -> None:
-    if graph.program.add != "both":
+    if graph.program.add == "one" and (fused := _fused_with(graph.program, op)) is not None:
         raise TargetError(
-            f"layer {op.path!r}: its sum follows the rule add={graph.program.add!r}, but this file rounds both "
-            "inputs. Quantize the network for a target whose rule is add='both', such as 'onnxruntime-cpu'."
+            f"layer {op.path!r}: the runtime of {graph.program.target!r} fuses this sum with {fused.path!r} and rounds once "
+            "(add='one'), and the network rounds both. Put the convolution and the sum into the same module, with nothing "
+            "but BatchNorm between them, or quantize for a target whose rule is add='both', such as 'onnxruntime-cpu'."
         )
     _pairwise(graph, op, at)
+
+
+def _fused_with(program: p.Program, op: p.Add) -> p.Op | None:
+    """What a runtime that rounds sums once would fuse this one with: a convolution that nothing else reads."""
+    for name in op.inputs:
+        maker = next(one for one in program.ops if one.output.name == name)
+        if isinstance(maker, p.Conv | p.AvgPool) and sum(name in one.inputs for one in program.ops) == 1:
+            return maker
+    return None
 
 
 @_of(p.Mul, p.Sub, p.MatMul)

@@ -96,7 +96,9 @@ def _conv(op: p.Conv, sources: list[p.Tensor]) -> Part:
         "strides": op.stride, "pads": op.padding * 2, "dilations": op.dilation, "group": op.groups,
         "kernel_shape": op.weight.shape[2:],
     }  # fmt: skip
-    return _quantized(Made("Conv", (*_inputs(op, sources), *_parameters(op, sources[0])), attributes), op.output)
+    given = _inputs(op, sources)
+    made = Made("Conv", (given[0], *_parameters(op, sources[0])), attributes)
+    return _quantized(Made("Add", (made, given[1])) if len(given) == 2 else made, op.output)
 
 
 @_of(p.Linear)

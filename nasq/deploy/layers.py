@@ -28,11 +28,20 @@ def accumulator_bound(op: Linear, source: Tensor) -> NDArray[np.int64]:
     Returns:
         int64 ``[out]``.
     """
-    weight = op.used.reshape(len(op.weight), -1)
     least, most = min(source.low - source.zero_point, 0), max(source.high - source.zero_point, 0)
-    upper = np.maximum(weight * least, weight * most).sum(1)
-    lower = np.minimum(weight * least, weight * most).sum(1)
-    return np.asarray(np.maximum(upper, -lower), np.int64)
+    above, below = _sums(op)
+    return np.asarray(np.maximum(above * most - below * least, below * most - above * least), np.int64)
+
+
+def _sums(op: Linear) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Per output channel the sum of the positive weights as used, and that of the negative ones' magnitudes."""
+    if op.weight_zero is None:  # without copies of eight times their size
+        weight, factor = op.weight.reshape(len(op.weight), -1), 1 << op.shift.astype(np.int64)
+        above = np.maximum(weight, 0).sum(1, dtype=np.int64)
+        return above * factor, (above - weight.sum(1, dtype=np.int64)) * factor
+    used = op.used.reshape(len(op.weight), -1)
+    above = np.maximum(used, 0).sum(1)
+    return above, above - used.sum(1)
 
 
 def check_layer(op: Linear, source: Tensor) -> None:
@@ -72,8 +81,8 @@ def _check_weights(op: Linear) -> None:
     if not 1 <= op.weight_bits <= 8:
         raise ArtifactError(f"weights of {op.weight_bits} bits are not allowed: 1 to 8.")
     low, high = value_range(op.weight_bits)
-    outside = np.argwhere((op.weight < low) | (op.weight > high))
-    if outside.size:
+    if op.weight.min() < low or op.weight.max() > high:
+        outside = np.argwhere((op.weight < low) | (op.weight > high))
         value = int(op.weight[tuple(outside[0])])
         raise ArtifactError(
             f"the weight {value} in channel {outside[0][0]} does not fit {op.weight_bits} bits: {low} to {high}."

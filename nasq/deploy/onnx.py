@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nasq import targets
 from nasq.deploy.emitters import EMITTERS, Place
 from nasq.errors import InputError, TargetError, require
 from nasq.quant import program as p
@@ -53,25 +54,28 @@ _IR_VERSION = 7
 _SCHEMA = "1"
 
 
-def export(program: Program, batch: int | None = None, packed: bool = True) -> bytes:
+def export(program: Program, batch: int | None = None, packed: bool | None = None) -> bytes:
     """Serializes a program as an ONNX model with input ``input`` fp32 ``[batch, ...]`` and two outputs.
 
     ``output`` holds the final tensor dequantized to fp32, ``integers`` the same as ``uint8``. The second output changes
     no fusion (measured on the whole network).
 
     Args:
-        program: What to write; its sums must follow the rule ``"both"``.
+        program: What to write.
         batch: A fixed batch size, or ``None`` for any.
         packed: Whether weights of fewer than 8 bits are stored as a dense stream of bits, where that makes the file
-            smaller. Unpacking takes about 0.1 s and 45 MB per million weights, once, when the file is loaded.
+            smaller. Unpacking takes about 0.1 s and 45 MB per million weights, once, when the file is loaded. ``None``:
+            where the program's target folds the unpacking away.
 
     Raises:
-        TargetError: An operation or a rule for sums that this file format cannot hold; names the layer.
+        TargetError: An operation or a sum that the target's runtime would compute differently; names the layer.
         InputError: ``batch`` is below 1.
     """
     if batch is not None and batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1, or None for a dynamic batch size.")
     onnx = require("onnx")
+    if packed is None:
+        packed = targets.load(program.target).packed if program.target in targets.names() else program.add == "both"
     graph = Graph(program, packed)
     for op in program.ops:
         graph.layer(op)

@@ -12,7 +12,7 @@ What is relied on: the file lists layers in the program's order and calls what t
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 
 from nasq.deploy.expected import expected
 from nasq.deploy.pattern import Finding, Fixed, Made, Match, Read
+from nasq.deploy.screening import screen
+from nasq.deploy.shapes import MAX_ELEMENTS
 from nasq.errors import ArtifactError, require
 from nasq.quant.program import Program
 
@@ -91,29 +93,24 @@ def read(source: bytes | Path) -> File:
     """Parses a file into layers; what is not understood is listed in :attr:`File.strange`, never skipped.
 
     Raises:
-        ArtifactError: Not a valid ONNX file, larger than 1 GiB, or with data outside the file.
+        ArtifactError: Not a valid ONNX file, larger than 1 GiB, or with what is never allowed
+            (:mod:`nasq.deploy.screening`).
     """
     onnx = require("onnx")
-    if isinstance(source, Path) and source.stat().st_size > _MAX_BYTES:
-        raise ArtifactError(f"{source} has {source.stat().st_size} bytes; at most {_MAX_BYTES} are read.")
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size > _MAX_BYTES:
+        raise ArtifactError(f"the ONNX file has {size} bytes; at most {_MAX_BYTES} are read.")
     data = source if isinstance(source, bytes) else source.read_bytes()
     try:
         model = onnx.load_model_from_string(data)
-        embedded = list(_embedded(model))
+        screen(model)
         onnx.checker.check_model(model)
-        constants = {value.name: onnx.numpy_helper.to_array(value) for value in embedded}
+        constants = {value.name: onnx.numpy_helper.to_array(value) for value in model.graph.initializer}
     except ArtifactError:
         raise
     except Exception as error:
         raise ArtifactError(f"this is not a valid ONNX file: {error}. Export the bundle again.") from error
     return _Reader(model, constants).file()
-
-
-def _embedded(model: Any) -> Iterable[Any]:
-    for value in model.graph.initializer:
-        if value.external_data or value.data_location:
-            raise ArtifactError(f"the initialiser {value.name!r} lies outside the file, which must hold all its data.")
-        yield value
 
 
 _CASTS = {3: np.int8, 6: np.int32}  # by their codes in onnx.TensorProto
@@ -122,6 +119,8 @@ _CASTS = {3: np.int8, 6: np.int32}  # by their codes in onnx.TensorProto
 def _fold(node: Any, inputs: list[NDArray[Any]]) -> NDArray[Any] | None:
     """What a node of constants computes, or ``None`` where such a node has no business in a file of ours."""
     types, settings = tuple(value.dtype.name for value in inputs), {item.name: item for item in node.attribute}
+    if not _small(inputs):
+        return None
     match node.op_type, types:
         case "Mul", ("float32", "float32") | ("int32", "int32"):
             with np.errstate(invalid="ignore", over="ignore"):  # of a damaged file
@@ -138,6 +137,14 @@ def _fold(node: Any, inputs: list[NDArray[Any]]) -> NDArray[Any] | None:
             cast = inputs[0].astype(_CASTS[settings["to"].i])
             return cast if np.array_equal(cast, inputs[0]) else None
     return None
+
+
+def _small(inputs: list[NDArray[Any]]) -> bool:
+    """Whether what small arrays become together stays small: two of them may broadcast to something huge."""
+    try:
+        return prod(np.broadcast_shapes(*(value.shape for value in inputs))) <= MAX_ELEMENTS
+    except ValueError:  # they do not broadcast: a new shape, or a matrix and a vector, make nothing larger
+        return True
 
 
 class _Reader:

@@ -70,8 +70,11 @@ class Reference:
                 f"{directory} cannot be executed: {f'unknown operation {unknown[0]!r}' if unknown else 'no input'}. "
                 f"Allowed: an input, then {', '.join(sorted(KINDS - {'input'}))}."
             )
-        if "add" in self.kinds and rule != "both":
-            raise ArtifactError(f"{directory} adds by the rule {rule!r}; the reference computes sums by 'both' only.")
+        most = {"both": 1, "one": 2}.get(rule)
+        if most is None or any(len(self.sources[index]) not in range(1, most + 1) for index in self._layers):
+            raise ArtifactError(
+                f"{directory} adds by the rule {rule!r}, and its layers do not. Allowed: 'both', 'one'."
+            )
 
     @overload
     def run(self, x: Floats, every: Literal[False] = False) -> Bytes: ...
@@ -141,7 +144,7 @@ class Reference:
     def _apply(self, index: int, given: list[Bytes], count: int) -> Bytes:
         op, sources = self._ops[index], [self._made[name] for name in self.sources[index]]
         if index in self._layers:
-            return run_layer(op, self._layers[index], given[0], sources[0])
+            return run_layer(op, self._layers[index], given, sources)
         if self.kinds[index] == "constant":
             return np.broadcast_to(op["values"], (count, *op["values"].shape))
         return (EXECUTE.get(self.kinds[index]) or FUNCTIONS[self.kinds[index]])(op, given, sources)

@@ -33,14 +33,22 @@ def place(steps: Floats, made: Entry) -> Bytes:
     return np.asarray(within.astype(np.int64) + zero, np.uint8)
 
 
-def run_layer(op: Entry, layer: Arrays, q: Bytes, source: Entry) -> Bytes:
-    """``clip(rne(fp32(acc + bias) * M) + z_y)`` with ``M = fp32(fp32(s_x * weight_scale) / s_y)``."""
+def run_layer(op: Entry, layer: Arrays, given: list[Bytes], sources: list[Entry]) -> Bytes:
+    """``clip(rne(fp32(acc + bias) * M) + z_y)`` with ``M = fp32(fp32(s_x * weight_scale) / s_y)``.
+
+    A second tensor is a shortcut: ``fp32((q_r - z_r) * fp32(s_r / s_y))`` is added before rounding.
+    """
+    q, source = given[0], sources[0]
     x = q.astype(np.int64) - source["zero_point"]
     acc = _convolve(op, layer["weight"], x) if op["op"] == "conv" else x @ layer["weight"].T
     multiplier = f32(source["scale"]) * layer["scale"] / f32(op["output"]["scale"])
     channelwise = (-1, *[1] * (acc.ndim - 2)) if op["op"] == "conv" else (-1,)
     total = (acc + layer["bias"].reshape(channelwise)).astype(f32)
-    return place(np.rint(total * multiplier.reshape(channelwise)), op["output"])
+    steps = total * multiplier.reshape(channelwise)
+    for q_r, beside in zip(given[1:], sources[1:], strict=True):
+        centred = (q_r.astype(np.int64) - beside["zero_point"]).astype(f32)
+        steps = steps + centred * (f32(beside["scale"]) / f32(op["output"]["scale"]))
+    return place(np.rint(steps), op["output"])
 
 
 def _convolve(op: Entry, weight: Ints, x: Ints) -> Ints:

@@ -24,17 +24,20 @@ from nasq.quant.program import Add, AvgPool, Concat, Conv, Linear, MatMul, Mul, 
 from nasq.version import __version__
 
 __all__ = [
+    "KINDS",
     "Coverage",
     "OnnxRuntime",
     "Runtime",
     "integer_coverage",
     "kernel_counts",
+    "kinds_of",
+    "named_layers",
     "optimized_graph",
     "run_cut",
     "versions",
 ]
 
-_PACKAGES = ("numpy", "onnx", "onnxruntime", "torch")
+_PACKAGES = ("numpy", "onnx", "onnxruntime", "openvino", "torch")
 
 
 class Runtime(Protocol):
@@ -226,8 +229,7 @@ class Coverage:
         }
 
 
-# Kind of layer → (what counts as it in a program, integer kernels that may run it).
-_KINDS: Mapping[str, tuple[type[Op], tuple[str, ...]]] = {
+KINDS: Mapping[str, tuple[type[Op], tuple[str, ...]]] = {
     "convolutions": (Conv, ("QLinearConv", "ConvInteger")),
     "linears": (Linear, ("QGemm", "QLinearMatMul")),
     "sums": (Add, ("QLinearAdd",)),
@@ -236,6 +238,7 @@ _KINDS: Mapping[str, tuple[type[Op], tuple[str, ...]]] = {
     "products": (Mul, ("QLinearMul",)),
     "matrix products": (MatMul, ("QLinearMatMul",)),
 }
+"""Kind of layer: what counts as it in a program, and onnxruntime's integer kernels that may run it."""
 
 
 def integer_coverage(model: bytes | Path, program: Program, session: Mapping[str, object] | None = None) -> Coverage:
@@ -246,29 +249,29 @@ def integer_coverage(model: bytes | Path, program: Program, session: Mapping[str
     """
     nodes = optimized_graph(model, session).graph.node
     kernels: Mapping[str, int] = Counter(node.op_type for node in nodes)
-    owners = _owners(nodes, [name for name, _ in _named(program)])
+    owners = _owners(nodes, [name for name, _ in named_layers(program)])
     total, integer, floats = Counter[str](), Counter[str](), list[str]()
-    for name, op in _named(program):
-        kind = _kind(op)
-        if kind is None:
-            continue
-        total[kind] += 1
-        found = owners.get(name, set())
-        if found & set(_KINDS[kind][1]):
-            integer[kind] += 1
-        elif found:
-            floats.append(op.path)
-        elif sum(kernels[kernel] for kernel in _KINDS[kind][1]) >= total[kind]:
-            integer[kind] += 1
-    counts = {kind: total[kind] for kind in _KINDS}
-    return Coverage(counts, {kind: integer[kind] for kind in _KINDS}, tuple(floats), dict(sorted(kernels.items())))
+    for name, op in named_layers(program):
+        for kind in kinds_of(op):
+            total[kind] += 1
+            found = owners.get(name, set())
+            if found & set(KINDS[kind][1]):
+                integer[kind] += 1
+            elif found:
+                floats.append(op.path)
+            elif sum(kernels[kernel] for kernel in KINDS[kind][1]) >= total[kind]:
+                integer[kind] += 1
+    counts = {kind: total[kind] for kind in KINDS}
+    return Coverage(counts, {kind: integer[kind] for kind in KINDS}, tuple(floats), dict(sorted(kernels.items())))
 
 
-def _kind(op: Op) -> str | None:
-    return next((kind for kind, (of, _) in _KINDS.items() if type(op) is of), None)
+def kinds_of(op: Op) -> list[str]:
+    """What an operation counts as: a convolution that adds a shortcut is a sum as well."""
+    kinds = [kind for kind, (of, _) in KINDS.items() if type(op) is of]
+    return [*kinds, "sums"] if isinstance(op, Conv) and len(op.inputs) == 2 else kinds
 
 
-def _named(program: Program) -> list[tuple[str, Op]]:
+def named_layers(program: Program) -> list[tuple[str, Op]]:
     """Every operation with the name its node has in the file: its path, numbered where a path repeats."""
     seen = Counter[str]()
     named = []

@@ -185,7 +185,7 @@ def program_from_json(document: object, arrays: Arrays) -> Program:
     total = _check_arrays(parsed, arrays)
     shifts = arrays["shifts"] if parsed.weights.shifts else np.zeros(total, np.uint8)
     ops = [_op(entry, arrays, shifts) for entry in parsed.ops]
-    program = Program(tuple(ops), parsed.target, parsed.add, parsed.meta)
+    program = Program(tuple(ops), parsed.target, parsed.add, _plain_meta(parsed.meta))
     check_program(program)
     return program
 

@@ -23,9 +23,11 @@ from pathlib import Path
 from nasq import files
 from nasq.errors import ArtifactError, InputError, NasqError
 
-__all__ = ["CHECKSUMS", "contents", "path_of", "publish", "recover", "verify"]
+__all__ = ["CHECKSUMS", "contents", "digest", "path_of", "publish", "recover", "verify"]
 
 CHECKSUMS = "checksums.json"
+MAX_LIST = 1 << 20  # bytes of checksums.json
+MAX_FILE = 4 << 30  # bytes of any other file
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -37,36 +39,56 @@ def path_of(directory: Path, name: str) -> Path:
             a device or missing.
     """
     _check_name(name)
+    return _regular(directory, name, MAX_FILE)
+
+
+def digest(data: bytes) -> str:
+    """The SHA-256 of a file's content, in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _regular(directory: Path, name: str, limit: int) -> Path:
+    """The path of a plain file of at most ``limit`` bytes; opening a link or a pipe could lead elsewhere, or never end."""
     path = directory / name
     try:
-        mode = path.lstat().st_mode
+        found = path.lstat()
     except OSError as error:
         raise ArtifactError(
             f"{name} is missing in {directory} ({error.strerror}). Is this a bundle, copied completely?"
         ) from error
-    if stat.S_ISLNK(mode):
+    if stat.S_ISLNK(found.st_mode):
         raise ArtifactError(f"{path} is a symbolic link; links in a bundle are not followed. Replace it by the file.")
-    if not stat.S_ISREG(mode):
+    if not stat.S_ISREG(found.st_mode):
         raise ArtifactError(f"{path} is not a regular file.")
+    if found.st_size > limit:
+        raise ArtifactError(f"{path} has {found.st_size} bytes; allowed: {limit}.")
     return path
 
 
-def verify(directory: Path) -> dict[str, str]:
+def verify(directory: Path, keep: dict[str, bytes] | None = None) -> dict[str, str]:
     """Compares every file with its checksum; returns the SHA-256 by file name.
+
+    Args:
+        directory: The bundle.
+        keep: The files whose content is wanted, as keys; their values become the very bytes that were verified.
 
     Raises:
         ArtifactError: A file is missing, has another checksum, or may not be part of a bundle; the message names it.
     """
     digests = _listed(directory)
-    for name, digest in digests.items():
+    for name, listed in digests.items():
         path = path_of(directory, name)
         try:
-            found = files.sha256(path)
+            if keep is not None and name in keep:
+                keep[name] = path.read_bytes()
+                found = digest(keep[name])
+            else:
+                found = files.sha256(path)
         except OSError as error:
             raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
-        if found != digest:
+        if found != listed:
             raise ArtifactError(
-                f"{directory / name} does not match its checksum (listed {digest[:12]}..., found {found[:12]}...). "
+                f"{directory / name} does not match its checksum (listed {listed[:12]}..., found {found[:12]}...). "
                 "It was changed, torn or mixed up; copy or export the bundle again."
             )
     return digests
@@ -78,7 +100,9 @@ def contents(directory: Path) -> dict[str, bytes]:
     Raises:
         ArtifactError: As in :func:`verify`.
     """
-    return {name: path_of(directory, name).read_bytes() for name in verify(directory)}
+    found = dict.fromkeys(_listed(directory), b"")
+    verify(directory, found)
+    return found
 
 
 def publish(directory: Path, data: Mapping[str, bytes], required: tuple[str, ...]) -> None:
@@ -143,9 +167,7 @@ def _check_name(name: str) -> None:
 
 
 def _listed(directory: Path) -> dict[str, str]:
-    path = directory / CHECKSUMS
-    if path.is_symlink():
-        raise ArtifactError(f"{path} is a symbolic link; links in a bundle are not followed.")
+    path = _regular(directory, CHECKSUMS, MAX_LIST)
     document = files.read_json(path)
     listed = document.get("files") if isinstance(document, dict) and set(document) == {"algorithm", "files"} else None
     if not isinstance(listed, dict) or document["algorithm"] != "sha256":
@@ -168,7 +190,7 @@ def _check_replaceable(directory: Path, required: tuple[str, ...]) -> None:
 def _fill(fresh: Path, data: Mapping[str, bytes]) -> None:
     for name, content in data.items():
         files.write_bytes(fresh / name, content)
-    digests = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(data.items())}
+    digests = {name: digest(content) for name, content in sorted(data.items())}
     files.write_json(fresh / CHECKSUMS, {"algorithm": "sha256", "files": digests})
     os.chmod(fresh, 0o755)
     _flush(fresh)

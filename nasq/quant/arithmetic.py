@@ -125,19 +125,27 @@ def requantize(
     low: int,
     high: int,
     shape: tuple[int, ...] | None = None,
+    shortcut: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """``clip(rne(fp32(acc + bias) * M) + zero_point)`` with ``M = fp32(fp32(step_in * scale) / step_out)``.
+
+    With a shortcut (a sum by the rule ``"one"``): ``clip(rne(fp32(fp32(fp32(acc + bias) * M) + fp32(q R))) + zero_point)``,
+    ``R = fp32(s / step_out)``, ``q`` its centred integers and ``s`` its step.
 
     Args:
         accumulator: ``[N, out, ...]`` exact integers, fp32 or float64.
         layer: Its scales and biases.
         step_in, step_out, zero_point, low, high: Of input and output.
         shape: What makes ``[out]`` run along the accumulator's channels, where these are not its second dimension.
+        shortcut: Integers minus their zero-point, and their step.
     """
     shape = shape or (1, -1, *[1] * (accumulator.ndim - 2))
     multiplier = ((step_in.float() * layer.scale) / step_out.float()).reshape(shape)
     total = (accumulator + layer.bias.to(accumulator.dtype).reshape(shape)).float()
-    return total.mul_(multiplier).round_().add_(zero_point).clamp_(low, high)
+    steps = total.mul_(multiplier)
+    if shortcut is not None:
+        steps = steps.add_(shortcut[0] * (shortcut[1].float() / step_out.float()))
+    return steps.round_().add_(zero_point).clamp_(low, high)
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:

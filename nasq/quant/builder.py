@@ -6,7 +6,6 @@ import copy
 from collections.abc import Iterable, Sequence
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 
 from nasq.elastic.base import Container, share_active
@@ -14,8 +13,8 @@ from nasq.elastic.flow import check_sizes
 from nasq.elastic.graph import Graph, Node
 from nasq.elastic.read import read_space
 from nasq.elastic.trace import trace
-from nasq.errors import InputError
 from nasq.quant.calibration import guess_weight
+from nasq.quant.checks import check_same, check_supported
 from nasq.quant.forms import WeightForm
 from nasq.quant.layers import AnyLayer, AnyNorm, Unit, full_weight
 from nasq.quant.network import QuantGraph, QuantizedNetwork, Step, Wiring
@@ -23,7 +22,7 @@ from nasq.quant.options import Bits, Kinds, Plan
 from nasq.quant.pinning import exits, first_and_last
 from nasq.quant.producers import Activation, InputProducer, LayerProducer
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
-from nasq.quant.recipes import RECIPES, unsupported
+from nasq.quant.recipes import RECIPES
 from nasq.quant.residual import separate_sums
 from nasq.targets import Target, load
 
@@ -39,6 +38,8 @@ class Builder:
         self.place: dict[Node, int] = {node: index for index, node in enumerate(graph.inputs)}
         self.nonnegative: set[Node] = set()
         self.absorbed: set[Node] = set()
+        # By the rule add="one": a sum, and the layer, its BatchNorm and the value that the sum adds before rounding.
+        self.open: dict[Node, tuple[Node, Node | None, Node]] = {}
 
     def step(self, target: str, inputs: Iterable[Node]) -> int:
         steps = self.made.wiring.steps
@@ -114,12 +115,44 @@ class Builder:
         """A convolution or linear layer with the BatchNorm and activation behind it; returns the last node absorbed."""
         layer = cast(AnyLayer, node.module)
         norm_node = self.follow(node, {"norm"})
+        if node.kind == "conv" and self.opens(node, norm_node):
+            return norm_node or node
         activation, end = self.activation_behind(norm_node or node)
         norm = None if norm_node is None else cast(AnyNorm, norm_node.module)
         quantizer = self.quantizer(node, end, activation, False)
         producer = LayerProducer(node.path, layer, norm, activation, self.weight_quantizer(node, layer), quantizer)
         self.place[end] = self.add(node, producer, node.inputs)
         return end
+
+    def opens(self, node: Node, norm: Node | None) -> bool:
+        """Whether the target adds the layer's own numbers in the sum behind it, so that this sum makes the first tensor.
+
+        Of two layers in front of a sum it is the one that is computed first; the other is the shortcut.
+        """
+        value, passed = norm or node, list[Node]()
+        user = self.only_user(value)
+        while user is not None and isinstance(user.module, nn.Identity):
+            passed.append(user)
+            value, user = user, self.only_user(user)
+        if self.plan.target.add != "one" or user is None or user.kind != "add" or user in self.open:
+            return False
+        if user.inputs.count(value) != 1:
+            return False
+        self.absorbed.update(passed)
+        self.open[user] = (node, norm, value)
+        return True
+
+    def layer_and_sum(self, node: Node) -> Node:
+        """A sum with the layer in front of it, one producer; returns the last node absorbed."""
+        layer_node, norm_node, value = self.open[node]
+        layer = cast(AnyLayer, layer_node.module)
+        activation, end = self.activation_behind(node)
+        norm = None if norm_node is None else cast(AnyNorm, norm_node.module)
+        weights, quantizer = self.weight_quantizer(layer_node, layer), self.quantizer(node, end, activation, False)
+        producer = LayerProducer(layer_node.path, layer, norm, activation, weights, quantizer)
+        layer_node.attributes["producer"] = producer
+        shortcut = next(source for source in node.inputs if source is not value)
+        return self.put(node, producer, end, (*layer_node.inputs, shortcut))
 
     def norm(self, node: Node) -> Node:
         """A BatchNorm with no layer before it: a depthwise convolution by one."""
@@ -170,14 +203,6 @@ class Builder:
         return self.container(node) if node.kind == "container" else RECIPES[node.kind](self, node)
 
 
-def _check_supported(graph: Graph) -> None:
-    # What a mask holds is known from its kind.
-    masks = {source for node in graph.walk() if node.kind == "mask" for source in node.inputs[1:]}
-    for node in graph.walk():
-        if node not in masks and node.kind not in {"input", "conv", "linear", "norm", "container", *RECIPES}:
-            raise unsupported(node)
-
-
 def _leaf_graph(made: QuantGraph, leaf: nn.Module) -> QuantGraph:
     """A part that is a single layer has no children to take over: the layer itself becomes the child ``layer``."""
     fresh = type(made)(nn.Module(), made.graph)
@@ -215,29 +240,6 @@ def _with_input(network: QuantizedNetwork) -> None:
     network.quantization["input"] = InputProducer("input", quantizer, "none")
     shifted = [Step(step.target, tuple(index + 1 for index in step.inputs)) for step in network.wiring.steps]
     network.wiring = Wiring([Step("quantization.input", (0,)), *shifted], network.wiring.output + 1)
-
-
-def _check_same(original: nn.Module, network: QuantizedNetwork, example: Tensor) -> None:
-    """The traced form computes what the module computes, for other subnets and another batch size."""
-    space = read_space(original)
-    real, traced = share_active(original), share_active(network)
-    noise = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
-    original.eval()
-    network.eval()
-    rows = space.sample_batch(2, torch.Generator().manual_seed(0))
-    for subnet in [space.smallest(), space.largest(), *space.to_subnets(rows)]:
-        for active in (real, traced):
-            active.clear()
-            active.update(subnet)
-        with torch.no_grad():
-            wanted, found = original(noise), network(noise, mode="float")
-        if wanted.shape != found.shape or not torch.allclose(wanted, found, rtol=1e-4, atol=1e-5, equal_nan=True):
-            raise InputError(
-                f"the traced form of {type(original).__name__} does not compute what the module computes for the subnet "
-                f"{subnet.to_json()[:200]}: its forward depends on a size that holds a choice, or on values. Use flatten "
-                "instead of view with fixed sizes, and OneOf or Repeat instead of Python conditions."
-            )
-    network.train(True)
 
 
 def quantize(
@@ -303,7 +305,7 @@ def quantize(
     original = copy.deepcopy(module)
     copied = copy.deepcopy(module)
     graph = trace(copied, example)
-    _check_supported(graph)
+    check_supported(graph)
     check_sizes(graph, read_space(copied))
     plan.pinned = first_and_last(graph)
     if sum_bits is not None:
@@ -314,6 +316,6 @@ def quantize(
     _with_input(network)
     network.target, network.removed = plan.target, tuple(plan.removed)
     network.example_shape = tuple(example.shape[1:])
-    _check_same(original, network, example)
+    check_same(original, network, example)
     share_active(network)
     return network

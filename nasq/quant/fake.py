@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nasq.cuda.support import usable
+
 __all__ = ["fake_quantize", "gradient_scale", "released_scale"]
 
 _PIECE = 1 << 17
 """Elements worked on at once."""
+_KERNEL_TYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 Bound = Tensor | float
 
@@ -68,6 +71,28 @@ def _backward_pieces(
     return inside, scaled, clipped
 
 
+def _served(x: Tensor, step: Tensor, low: Bound, high: Bound) -> bool:
+    """Whether the CUDA kernels take it: one step (and bound) for all, or one per ``x[i]``, and a dense tensor."""
+    if not usable(x.device) or x.dtype not in _KERNEL_TYPES or x.ndim == 0 or not _dense(x):
+        return False
+    bounds = [bound for bound in (low, high) if isinstance(bound, Tensor)]
+    rows = (len(x), *[1] * (x.ndim - 1))
+    fit = all(part.numel() == 1 or tuple(part.shape) == rows for part in (step, *bounds))
+    return fit and len(bounds) in (0, 2) and step.dtype == torch.float32
+
+
+def _backward_kernels(g: Tensor, x: Tensor, step: Tensor, low: Bound, high: Bound) -> tuple[Tensor, Tensor, Tensor]:
+    """As the plain form: the input's gradient, the step's times the step, and that of the bounds, not yet summed."""
+    from nasq.cuda import rounding
+
+    g = g.contiguous(memory_format=torch.contiguous_format if x.is_contiguous() else torch.channels_last)
+    inside, scaled, clipped = rounding.backward(g, x, step, low, high)
+    if len(scaled) == 1:
+        return inside, scaled.reshape(step.shape), clipped.reshape(step.shape) * step
+    rows = (len(x), *[1] * (x.ndim - 1))
+    return inside, scaled.reshape(rows).sum_to_size(step.shape), clipped.reshape(rows) * step
+
+
 class _FakeQuantize(torch.autograd.Function):
     """``step * clip(rne(x / step), low, high)`` with the gradients of LSQ (Esser et al. 2020, eq. 3 and 5).
 
@@ -79,13 +104,18 @@ class _FakeQuantize(torch.autograd.Function):
         # One step for all on a CPU: plain numbers cost no synchronisation there, and the tensor can go in pieces.
         ctx.pieces = step.numel() == 1 and x.device.type == "cpu" and _dense(x)
         ctx.bounds, ctx.scale = (low, high), scale
-        if ctx.pieces:
+        ctx.kernels = _served(x, step, low, high)
+        if ctx.kernels:
+            from nasq.cuda import rounding
+
+            y = rounding.forward(x, step, low, high)
+        elif ctx.pieces:
             y = _round_pieces(x, float(step), float(low), float(high))
         else:
             y = x / step.to(x.dtype)
             y.clamp_(low, high).round_().mul_(step.to(x.dtype))  # type: ignore[arg-type]
         # In fp32 memory is what a quantized step lacks; in bf16, which halves it, time counts more.
-        again = ctx.pieces and x.dtype == torch.float32
+        again = ctx.kernels or (ctx.pieces and x.dtype == torch.float32)
         ctx.save_for_backward(x, None if again else y, step)
         return y
 
@@ -95,7 +125,9 @@ class _FakeQuantize(torch.autograd.Function):
         x, y, step = ctx.saved_tensors
         low, high = ctx.bounds
         # Second derivatives need operations that autograd follows; they are not done in pieces.
-        if ctx.pieces and not torch.is_grad_enabled():
+        if ctx.kernels and not torch.is_grad_enabled():
+            inside, grad_step, grad_zero = _backward_kernels(g, x, step, low, high)
+        elif ctx.pieces and not torch.is_grad_enabled():
             inside, scaled, clipped = _backward_pieces(g, x, y, float(step), float(low), float(high))
             grad_step = step.new_full(step.shape, scaled)
             grad_zero = step.new_full((), clipped) * step

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasq.cuda import products
 from nasq.elastic.base import ElasticModule
 from nasq.elastic.conv import Conv2d
 from nasq.elastic.linear import Linear
 from nasq.elastic.norm import BatchNorm2d
+from nasq.quant.value import Value
 
-__all__ = ["AnyLayer", "AnyNorm", "Unit", "affine", "apply", "bias_of", "geometry_of", "weight_of"]
+__all__ = ["AnyLayer", "AnyNorm", "Unit", "accumulate", "affine", "apply", "bias_of", "geometry_of", "weight_of"]
 
 
 class Unit(nn.Module):
@@ -62,6 +64,29 @@ def apply(layer: AnyLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, **geometry)
 
 
+def accumulate(layer: AnyLayer, x: Value, weight: Tensor, symmetric: bool, wide: bool) -> Tensor:
+    """The exact sums of a layer on integers: fp32, float64 or int32.
+
+    Args:
+        layer: Its geometry counts.
+        x: What it reads, in mode ``"integer"``.
+        weight: Integers, shifted, as fp32.
+        symmetric: Whether the weights have no zero-points, so that int8 holds them.
+        wide: Whether sums may pass 2^24.
+    """
+    assert x.grid is not None
+    geometry = geometry_of(layer, x.data)
+    if symmetric:
+        sums = products.accumulate(x.data, x.grid.zero_point, weight, geometry)
+        if sums is not None:
+            return sums
+    kind = torch.float64 if wide else torch.float32
+    centred, weight = x.centred().to(kind), weight.to(kind)
+    if geometry is None:
+        return products.linear(centred, weight)
+    return products.conv2d(centred, weight, **geometry)
+
+
 def along_channels(layer: AnyLayer, ndim: int) -> tuple[int, ...]:
     """What makes ``[out]`` run along the channels of the layer's output: its second dimension, or a linear layer's last."""
     return (-1,) if isinstance(layer, Linear | nn.Linear) else (1, -1, *[1] * (ndim - 2))
@@ -80,6 +105,21 @@ def normalise(norm: AnyNorm, x: Tensor) -> Tensor:
         return cast(Tensor, norm(x))
     assert isinstance(norm, nn.BatchNorm2d)
     return nn.BatchNorm2d.forward(norm, x)
+
+
+@torch.no_grad()
+def never_updated(norm: AnyNorm) -> bool:
+    """Whether the running statistics are still the 0 and 1 of construction."""
+    mean, var, tracked = norm.running_mean, norm.running_var, norm.num_batches_tracked
+    if mean is None or var is None or (tracked is not None and int(tracked)):
+        return False
+    return not bool(mean.any()) and bool((var == 1).all())
+
+
+def normalise_by_batch(norm: AnyNorm, x: Tensor) -> Tensor:
+    """The BatchNorm with the statistics of ``x``, itself unchanged."""
+    _, _, weight, shift = _active_norm(norm)
+    return F.batch_norm(x, None, None, weight, shift, True, 0.0, norm.eps)
 
 
 def norm_sign(norm: AnyNorm | None) -> Tensor | None:

@@ -239,7 +239,13 @@ def calibrate(network: QuantizedNetwork, x: Tensor) -> None:
     """Sets every step size, of every form of every tensor, from one batch ``[N, ...]`` of normalised inputs.
 
     The network runs in float: once as its largest subnet, then once for each part that no run before has reached, as
-    the largest subnet that reaches it. Each tensor keeps the steps of the first run that makes it.
+    the largest subnet that reaches it. Each tensor keeps the steps of the first run that makes it. A BatchNorm whose
+    running statistics were never updated (they are 0 and 1, and nothing of the network's own) takes those of the batch,
+    as training and :meth:`nasq.Supernet.recalibrate` will; it is left as it was.
+
+    A tensor has one step per form for all subnets, those of other resolutions, widths and depths included, and what is
+    found here is where training begins. So the largest subnet alone says where: its range covers most, and an average
+    over all subnets would be nobody's optimum.
 
     Raises:
         InputError: A tensor holds NaN or infinite values; names the layer that makes it.

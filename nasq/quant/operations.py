@@ -92,7 +92,11 @@ class Linear(Op):
 
 @dataclass(frozen=True)
 class Conv(Linear):
-    """A 2-d convolution on ``[N, C, H, W]``; ``weight`` is int8 ``[out, in/groups, kh, kw]``; padding is with real 0."""
+    """A 2-d convolution on ``[N, C, H, W]``; ``weight`` is int8 ``[out, in/groups, kh, kw]``; padding is with real 0.
+
+    By the rule ``add="one"`` it may read a second tensor, of its output's shape: the shortcut of a residual sum, which is
+    added to what the convolution makes before anything is rounded.
+    """
 
     kind = "conv"
 

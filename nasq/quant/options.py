@@ -140,18 +140,13 @@ class Plan:
         """Raises where the target cannot run a traced operation.
 
         Raises:
-            TargetError: It lacks the operator, or follows a rule for sums that nasq does not compute; names the path.
+            TargetError: It lacks the operator; names the path.
         """
         operator, target = _OPERATORS.get(node.kind), self.target
         if operator is not None and operator not in target.operators:
             raise TargetError(
                 f"{node.path!r} needs the operator {operator!r}, which the target {target.name!r} does not have. It has: "
                 f"{', '.join(target.operators)}. Replace the operation, or choose another target."
-            )
-        if operator == "add" and target.add != "both":
-            raise TargetError(
-                f"{node.path!r} is a sum, and the target {target.name!r} rounds sums by the rule add={target.add!r}, which "
-                "nasq does not compute yet. Choose a target whose rule is 'both', such as 'onnxruntime-cpu'."
             )
 
     def _allowed(self, feature: str, options: Kinds) -> Kinds:

@@ -8,6 +8,7 @@ where signed. There is no gap between values; each channel starts at a byte, and
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -17,7 +18,7 @@ from nasq.errors import ArtifactError, InputError
 
 __all__ = ["pack", "packed_size", "unpack", "value_range"]
 
-_BLOCK = 1 << 20  # values unpacked to bits at a time: eight bytes each
+_BLOCK = 1 << 20  # values packed or unpacked at a time: eight bytes each
 
 
 def value_range(bits: int, signed: bool = True) -> tuple[int, int]:
@@ -92,16 +93,46 @@ def unpack(
         )
     values = np.zeros((shape[0], count), np.uint8)
     rows = data.reshape(shape[0], size // shape[0] if shape[0] else 0)
+    if rows.size and count * bits % 8 and (rows[:, -1] >> (count * bits % 8)).any():
+        raise ArtifactError(f"a bit behind the last of a channel's {count} {bits}-bit values is not zero.")
+    spread = _from_bytes if 8 % bits == 0 else _from_words
     for block in _blocks(*values.shape):
-        stream = np.unpackbits(rows[block], axis=1, bitorder="little")
-        if stream[:, count * bits :].any():
-            raise ArtifactError(f"a bit behind the last of a channel's {count} {bits}-bit values is not zero.")
-        single = stream[:, : count * bits].reshape(len(stream), count, bits)
-        values[block] = np.packbits(single, axis=2, bitorder="little")[:, :, 0]
-    if not signed:
-        return values.reshape(shape)
+        values[block] = spread(rows[block], bits, signed)[:, :count]
+    return values.reshape(shape) if not signed else values.view(np.int8).reshape(shape)
+
+
+def _from_bytes(rows: NDArray[np.uint8], bits: int, signed: bool) -> NDArray[np.uint8]:
+    """The values in rows of bytes, those of the padding behind the last one included; whole ones in every byte."""
+    found: NDArray[np.uint8] = np.take(_table(bits, signed), rows).view(np.uint8).reshape(len(rows), -1)
+    return found
+
+
+@cache
+def _table(bits: int, signed: bool) -> NDArray[np.unsignedinteger]:
+    """The ``8 / bits`` values in every byte as one number, the first value its lowest byte."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    parts = (np.arange(256, dtype=np.uint8)[:, None] >> shifts) & np.uint8((1 << bits) - 1)
+    table: NDArray[np.unsignedinteger] = (_extended(parts, bits) if signed else parts).view(f"<u{len(shifts)}")[:, 0]
+    return table
+
+
+def _from_words(rows: NDArray[np.uint8], bits: int, signed: bool) -> NDArray[np.uint8]:
+    """As :func:`_from_bytes`. Eight values take as many bytes as one has bits: together they fit one 64-bit word."""
+    groups = -(-rows.shape[1] // bits)
+    words = np.zeros((len(rows), groups, 8), np.uint8)
+    whole = np.zeros((len(rows), groups * bits), np.uint8)
+    whole[:, : rows.shape[1]] = rows
+    words[:, :, :bits] = whole.reshape(len(rows), groups, bits)
+    word, values = words.view("<u8")[:, :, 0], np.empty((len(rows), groups, 8), np.uint8)
+    for place in range(8):
+        values[:, :, place] = (word >> np.uint64(place * bits)) & np.uint64((1 << bits) - 1)
+    return (_extended(values, bits) if signed else values).reshape(len(rows), groups * 8)
+
+
+def _extended(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
+    """Two's complements of ``bits`` bits as those of eight: the sign bit is copied upwards."""
     unused = np.uint8(8 - bits)
-    return ((values << unused).view(np.int8) >> unused.view(np.int8)).reshape(shape)  # copies the sign bit upwards
+    return np.asarray((values << unused).view(np.int8) >> unused.view(np.int8)).view(np.uint8)
 
 
 def _check_range(values: NDArray[np.integer], bits: int, signed: bool) -> None:

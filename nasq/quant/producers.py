@@ -125,6 +125,9 @@ class LayerProducer(Producer):
 
     In training BatchNorm uses batch statistics in float. In evaluation it is an affine behind the integer accumulator:
     it changes the exported scales and integer biases, never a weight's integers and never a learned step size.
+
+    By the rule ``add="one"`` the sum behind a layer is part of it: what the layer makes is added to the quantized shortcut
+    before anything is rounded, and the quantizer is that of the sum.
     """
 
     layer: AnyLayer
@@ -145,18 +148,28 @@ class LayerProducer(Producer):
         object.__setattr__(self, "layer", layer)
         object.__setattr__(self, "norm", norm)
 
-    def forward(self, x: Value) -> Value:
-        """``[N, in, ...]`` to ``[N, out, ...]``, or ``[N, ..., in]`` to ``[N, ..., out]`` for a linear layer."""
+    def forward(self, x: Value, shortcut: Value | None = None) -> Value:
+        """``[N, in, ...]`` to ``[N, out, ...]``, or ``[N, ..., in]`` to ``[N, ..., out]`` for a linear layer.
+
+        Args:
+            x: What the layer reads.
+            shortcut: What its result is added to, where the layer and the sum behind it are one producer.
+        """
         if x.mode == "integer":
-            return self._integer(x)
-        if x.mode == "fake":
-            return self.finish(self._fake(x), x)
+            return self._integer(x, shortcut)
+        y = self._fake(x) if x.mode == "fake" else self._real(x)
+        return self.finish(y if shortcut is None else y + shortcut.data, x)
+
+    def _real(self, x: Value) -> Tensor:
         weight = layers.weight_of(self.layer, x.data)
         quantizer = self.weight_quantizer
         if x.mode == "calibrate" and isinstance(quantizer, WeightQuantizer) and not quantizer.calibrated:
             initialise_weight(quantizer, layers.full_weight(self.layer))
         y = layers.apply(self.layer, x.data, weight, layers.bias_of(self.layer))
-        return self.finish(y if self.norm is None else layers.normalise(self.norm, y), x)
+        if self.norm is not None:
+            fresh = x.mode == "calibrate" and layers.never_updated(self.norm)
+            y = layers.normalise_by_batch(self.norm, y) if fresh else layers.normalise(self.norm, y)
+        return y
 
     def _fake(self, x: Value) -> Tensor:
         form = self.weight_quantizer.form()
@@ -199,23 +212,30 @@ class LayerProducer(Producer):
         )
         return replace(made, zero=form.zeros(sign))
 
-    def _integer(self, x: Value) -> Value:
+    def _integer(self, x: Value, shortcut: Value | None) -> Value:
         assert x.grid is not None
         grid = self.output_grid()
+        inputs: tuple[Value, ...] = (x,)
+        beside = None
+        if shortcut is not None:
+            assert shortcut.grid is not None
+            inputs, beside = (x, shortcut), (shortcut.centred(), shortcut.grid.step)
         found = self.integers(x, grid)
         used = found.shifted
         wide = arithmetic.is_wide(used, x.grid.low, x.grid.high, int(x.grid.zero_point))
-        kind = torch.float64 if wide else torch.float32
-        accumulator = layers.apply(self.layer, x.centred().to(kind), used.to(kind), None)
+        accumulator = layers.accumulate(self.layer, x, used, found.zero is None, wide)
         along = layers.along_channels(self.layer, accumulator.ndim)
         integers = arithmetic.requantize(
-            accumulator, found, x.grid.step, grid.step, grid.zero_point, grid.low, grid.high, along
+            accumulator, found, x.grid.step, grid.step, grid.zero_point, grid.low, grid.high, along, beside
         )
         if x.recorder is None:
             return x.on(integers, grid)
-        return self._record(x, integers, grid, found, wide)
+        return self._record(inputs, integers, grid, found, wide)
 
-    def _record(self, x: Value, integers: Tensor, grid: Grid, found: arithmetic.IntegerLayer, wide: bool) -> Value:
+    def _record(
+        self, inputs: tuple[Value, ...], integers: Tensor, grid: Grid, found: arithmetic.IntegerLayer, wide: bool
+    ) -> Value:
+        x = inputs[0]
         weight, zero = found.weight, None
         if found.zero is not None:
             weight = weight + found.zero.reshape(-1, *[1] * (weight.ndim - 1))
@@ -231,10 +251,10 @@ class LayerProducer(Producer):
         }
         geometry = layers.geometry_of(self.layer, x.data)
         if geometry is None:
-            return self.record(x, integers, grid, program.Linear, (x,), self.path, **fields)
+            return self.record(x, integers, grid, program.Linear, inputs, self.path, **fields)
         pairs = {key: _pair(geometry[key]) for key in ("stride", "padding", "dilation")}
         return self.record(
-            x, integers, grid, program.Conv, (x,), self.path, **fields, **pairs, groups=int(geometry["groups"])
+            x, integers, grid, program.Conv, inputs, self.path, **fields, **pairs, groups=int(geometry["groups"])
         )
 
 

@@ -5,7 +5,8 @@ of torch, of choices or of training. `docs/integer_arithmetic.md` defines what e
 ``rne`` rounding half to even and every product and quotient below rounded once to fp32:
 
 * ``conv``/``linear``:  ``q_y = clip(rne(fp32(acc + bias) * M) + z_y, low, high)``, ``acc = op(q_x - z_x, w)``,
-  ``w = (weight - weight_zero) << shift``, ``M = fp32(fp32(s_x * weight_scale) / s_y)``.
+  ``w = (weight - weight_zero) << shift``, ``M = fp32(fp32(s_x * weight_scale) / s_y)``. With a second input (rule
+  ``"one"``): ``clip(rne(fp32(fp32(fp32(acc + bias) * M) + fp32((q_r - z_r) R))) + z_y, low, high)``, ``R = fp32(s_r / s_y)``.
 * ``add``:  ``clip(rne(fma(q_a, r_a, fma(q_b, r_b, f))), low, high)``, ``r = fp32(s / s_y)``,
   ``f = z_y - fma(r_a, z_a, fp32(r_b * z_b))``.
 * ``mul``:  ``clip(rne(fp32(fp32((q_a - z_a)(q_b - z_b)) * M) + z_y), low, high)``, ``M = fp32(fp32(s_a * s_b) / s_y)``.
@@ -72,7 +73,8 @@ class Program:
     Attributes:
         ops: In execution order; the first is the only :class:`Input`, the last makes the network's output.
         target: Name of the target whose arithmetic this is.
-        add: The target's rule for sums: ``"both"`` (both inputs quantized) or ``"one"``.
+        add: The target's rule for sums: ``"both"`` inputs are quantized, or ``"one"``: a layer and the sum behind it are
+            one operation, which reads the shortcut as its second input. Sums of other tensors are the same in both.
         meta: Free JSON-able facts (subnet, space, data fingerprint); not used by the arithmetic.
     """
 

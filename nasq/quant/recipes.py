@@ -65,6 +65,8 @@ def unsupported(node: Node, why: str = "") -> InputError:
 
 @_of("add", "concat")
 def _combine(builder: Builder, node: Node) -> Node:
+    if node in builder.open:
+        return builder.layer_and_sum(node)
     activation, end = builder.activation_behind(node)
     quantizer = builder.quantizer(node, end, activation, _all_nonnegative(builder, node))
     if node.kind == "add":

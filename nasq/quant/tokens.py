@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasq.cuda import products
 from nasq.elastic.base import ElasticModule
 from nasq.quant import arithmetic, program
 from nasq.quant.arithmetic import EXACT
@@ -40,7 +41,7 @@ class MatMulProducer(Producer):
         grid = self.output_grid()
         reach = [max(x.high - x.fixed()[1], x.fixed()[1] - x.low) for x in (a.grid, b.grid)]
         kind = torch.float64 if reach[0] * reach[1] * a.data.shape[-1] >= EXACT else torch.float32
-        accumulator = (a.centred().to(kind) @ b.centred().to(kind)).float()
+        accumulator = products.matmul(a.centred().to(kind), b.centred().to(kind)).float()
         steps = accumulator.mul_((a.grid.step * b.grid.step) / grid.step).round_().add_(grid.zero_point)
         return self.record(a, steps.clamp_(grid.low, grid.high), grid, program.MatMul, (a, b), self.path)
 

@@ -47,9 +47,26 @@ def sample_gradients(a: Tensor, g: Tensor, weight: Tensor, geometry: Geometry | 
         return _linear(a, g)
     if weight[0, 0].numel() == 1 and geometry == Geometry((1, 1), (0, 0), geometry.dilation, 1):
         return torch.bmm(g.flatten(2), a.flatten(2).transpose(1, 2))[..., None, None]
+    if a.device.type == "cpu" and a.dtype == torch.float32:
+        return _grouped(a, g, weight, geometry)
     if geometry.groups == 1 and geometry.stride == (1, 1) and geometry.dilation == (1, 1):
         return _shifted(a, g, weight, geometry)
     return _unfolded(a, g, weight, geometry)
+
+
+def _grouped(a: Tensor, g: Tensor, weight: Tensor, geometry: Geometry) -> Tensor:
+    """Samples as groups of one convolution of a single image, whose weight gradient is theirs side by side.
+
+    On a CPU that is twice as fast as matrix products in float32 (and far slower in float64, which has no such kernel).
+    """
+    count = len(a)
+    # Of the weight only the shape is read.
+    shape = weight.new_empty(count * len(weight), *weight.shape[1:])
+    found = torch.ops.aten.convolution_backward(
+        g.reshape(1, -1, *g.shape[2:]), a.reshape(1, -1, *a.shape[2:]), shape, None,
+        geometry.stride, geometry.padding, geometry.dilation, False, (0, 0), count * geometry.groups, (False, True, False),
+    )  # fmt: skip
+    return found[1].reshape(count, *weight.shape)  # type: ignore[no-any-return]
 
 
 def _linear(a: Tensor, g: Tensor) -> Tensor:

@@ -5,11 +5,13 @@ of layers, so one position means different places in different subnets.
 *Slots*, ours: one position per place in the network (the path of a layer), zeros where a subnet has no layer there.
 
 Every statistic is scaled to 0..1 over the layers of its own subnet, which removes its magnitude; ``magnitudes`` adds the
-logarithms of the sums. Shapes: ``D`` features.
+logarithms of the sums. A subnet's own choices, one-hot, may stand beside them: what has no layer (a skip, a pooling, nothing
+at all) leaves no statistic, and the options tell them apart. Shapes: ``D`` features.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from numpy.typing import NDArray
 
 from nasq.errors import InputError
 from nasq.ranking.nodes import STATISTICS, NodeStatistics
+from nasq.space import Option
 
 __all__ = ["Features", "dagger", "scaled"]
 
@@ -49,6 +52,8 @@ class Features:
         magnitudes: Whether the logarithm of every statistic's sum, and the number of layers, are features too.
         centre: Mean of those over the subnets that were seen, with their deviations in ``spread``.
         spread: See ``centre``.
+        choices: Names of choices with their options, as JSON, in order; one-hot at the end of the vector. An option that is
+            not among them, or a choice that a subnet does not have, is all zeros.
     """
 
     kind: Literal["packed", "slots"]
@@ -57,12 +62,17 @@ class Features:
     magnitudes: bool = False
     centre: tuple[float, ...] = ()
     spread: tuple[float, ...] = ()
+    choices: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @classmethod
     def of(
-        cls, subnets: Sequence[NodeStatistics], kind: Literal["packed", "slots"] = "slots", magnitudes: bool = True
+        cls,
+        subnets: Sequence[NodeStatistics],
+        kind: Literal["packed", "slots"] = "slots",
+        magnitudes: bool = True,
+        cells: Sequence[Mapping[str, Option]] = (),
     ) -> Features:
-        """The features that hold all of ``subnets``.
+        """The features that hold all of ``subnets``, and the options of ``cells`` where there are some.
 
         Raises:
             InputError: There is none, or ``kind`` is unknown.
@@ -75,24 +85,31 @@ class Features:
             slots = tuple(sorted({path for one in subnets for path in one}, key=_natural))
         else:
             slots = tuple(str(index) for index in range(max(len(one) for one in subnets)))
+        choices = _options(cells)
         if not magnitudes:
-            return cls(kind, slots)
+            return cls(kind, slots, choices=choices)
         sizes = np.array([_magnitudes(one) for one in subnets])
         spread = sizes.std(0)
         return cls(kind, slots, magnitudes=True, centre=tuple(sizes.mean(0).tolist()),
-                   spread=tuple(np.where(spread > 1e-9, spread, 1.0).tolist()))  # fmt: skip
+                   spread=tuple(np.where(spread > 1e-9, spread, 1.0).tolist()), choices=choices)  # fmt: skip
 
     @property
     def length(self) -> int:
         """``D``."""
-        return len(self.slots) * len(self.statistics) + len(self.centre)
+        onehot = sum(len(options) for _, options in self.choices)
+        return len(self.slots) * len(self.statistics) + len(self.centre) + onehot
 
-    def vector(self, nodes: NodeStatistics) -> Floats:
-        """One subnet's features ``[D]``: the statistics one after another, then magnitudes.
+    def vector(self, nodes: NodeStatistics, cell: Mapping[str, Option] | None = None) -> Floats:
+        """One subnet's features ``[D]``: the statistics one after another, then magnitudes, then its choices.
 
         Raises:
-            InputError: The subnet has more layers, or a layer at a place that is not among the slots: it is of another space.
+            InputError: The subnet has more layers, or a layer at a place that is not among the slots: it is of another space;
+                or its choices are features and were not given.
         """
+        if self.choices and cell is None:
+            raise InputError(
+                "the ranker also looks at the subnets' choices and none were given. Give the subnets: cells=[...]."
+            )
         if self.kind == "slots":
             places = {path: index for index, path in enumerate(self.slots)}
             strange = [path for path in nodes if path not in places]
@@ -112,21 +129,34 @@ class Features:
         table = np.array(list(nodes.values()), dtype=np.float64).reshape(len(nodes), len(STATISTICS))
         for row, name in enumerate(self.statistics):
             made[row, at] = scaled(table[:, STATISTICS.index(name)])
-        if not self.magnitudes:
-            return made.reshape(-1)
-        sizes = (np.array(_magnitudes(nodes)) - np.array(self.centre)) / np.array(self.spread)
-        return np.concatenate([made.reshape(-1), sizes])
+        parts = [made.reshape(-1)]
+        if self.magnitudes:
+            parts.append((np.array(_magnitudes(nodes)) - np.array(self.centre)) / np.array(self.spread))
+        for choice, options in self.choices:
+            own = json.dumps(cell[choice]) if cell is not None and choice in cell else None
+            parts.append(np.array([float(option == own) for option in options]))
+        return np.concatenate(parts)
 
     def to_json(self) -> dict[str, Any]:
         """For :meth:`from_json`."""
         return {"kind": self.kind, "slots": list(self.slots), "statistics": list(self.statistics),
-                "magnitudes": self.magnitudes, "centre": list(self.centre), "spread": list(self.spread)}  # fmt: skip
+                "magnitudes": self.magnitudes, "centre": list(self.centre), "spread": list(self.spread),
+                "choices": [[name, list(options)] for name, options in self.choices]}  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Features:
         """Reads :meth:`to_json`."""
         return cls(value["kind"], tuple(value["slots"]), tuple(value["statistics"]), bool(value["magnitudes"]),
-                   tuple(value["centre"]), tuple(value["spread"]))  # fmt: skip
+                   tuple(value["centre"]), tuple(value["spread"]),
+                   tuple((name, tuple(options)) for name, options in value.get("choices", [])))  # fmt: skip
+
+
+def _options(cells: Sequence[Mapping[str, Option]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
+    found: dict[str, set[str]] = {}
+    for cell in cells:
+        for name, option in cell.items():
+            found.setdefault(name, set()).add(json.dumps(option))
+    return tuple((name, tuple(sorted(found[name]))) for name in sorted(found))
 
 
 def _natural(path: str) -> tuple[tuple[int, int | str], ...]:

@@ -5,13 +5,14 @@ prediction is the mean over the ensemble and over draws of the Bayesian weights;
 
 Differences from the released code: tokens are mixed (there no segment sees another before the final mean); the loss is the
 i < j form; a last batch of one subnet joins the one before (it has no pair); slots beside packed order; several networks.
-The optional graph-transformer branch of the paper is not here: the slots say where a statistic was measured.
+The optional graph-transformer branch of the paper is not here: the slots say where a statistic was measured, and the subnets'
+choices may stand beside the statistics.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -30,6 +31,7 @@ from nasq.ranking.features import Features
 from nasq.ranking.kendall import diff_kendall, pairwise_loss
 from nasq.ranking.mabn import MABN, MabnConfig
 from nasq.ranking.nodes import NodeStatistics
+from nasq.space import Option
 
 __all__ = ["Ranker", "RankerConfig", "fit"]
 
@@ -44,6 +46,7 @@ class RankerConfig:
     Attributes:
         kind: Features, ``"slots"`` or ``"packed"``.
         magnitudes: Whether magnitudes are features too.
+        choices: Whether the subnets' choices, one-hot, are features too.
         loss: ``"kendall"``, ``"pairwise"``, ``"mse"``, or two of them with a plus.
         epochs: Passes over the training subnets; ParZC 200 for NAS-Bench-201.
         batch: Subnets of a step; ParZC 10.
@@ -70,6 +73,7 @@ class RankerConfig:
     depth: int = 2
     dropout: float = 0.0
     mixing: Literal["tokens", "channels"] = "tokens"
+    choices: bool = False
 
     def __post_init__(self) -> None:
         unknown = set(self.loss.split("+")) - {"kendall", "pairwise", "mse"}
@@ -104,22 +108,28 @@ class Ranker:
     networks: list[MABN]
     history: list[float] = field(default_factory=list)
 
-    def predict(self, subnets: Sequence[NodeStatistics], space: str | None = None) -> tuple[Floats, Floats]:
+    def predict(
+        self,
+        subnets: Sequence[NodeStatistics],
+        space: str | None = None,
+        cells: Sequence[Mapping[str, Option]] = (),
+    ) -> tuple[Floats, Floats]:
         """Scores ``[n]`` (larger is better) and their uncertainty ``[n]``, in units of the training targets' deviation.
 
         Args:
             subnets: Node-wise statistics, made as those of the training subnets.
             space: Fingerprint of their space, to be checked.
+            cells: The subnets themselves, in the same order; needed where their choices are features.
 
         Raises:
-            InputError: They are of another space.
+            InputError: They are of another space, or ``cells`` are missing.
         """
         if space is not None and space != self.space:
             raise InputError(
                 f"the ranker was fitted on a space with the fingerprint {self.space}, and these scores are of {space}. Fit "
                 "one on this space: 'nasq ranker fit'."
             )
-        x = torch.tensor(np.stack([self.features.vector(one) for one in subnets]), dtype=torch.float32)
+        x = _inputs(self.features, subnets, cells)
         found = np.array([row for network in self.networks for row in self._draws(network, x)])
         return found.mean(0), found.std(0)
 
@@ -168,6 +178,16 @@ class Ranker:
             if isinstance(error, ArtifactError):
                 raise
             raise ArtifactError(f"{directory} holds no ranker that can be read: {str(error)[:200]}.") from error
+
+
+def _inputs(features: Features, subnets: Sequence[NodeStatistics], cells: Sequence[Mapping[str, Option]]) -> Tensor:
+    """Feature vectors ``[n, D]``."""
+    if len(cells) not in {0, len(subnets)}:
+        raise InputError(
+            f"{len(cells)} cells were given for the statistics of {len(subnets)} subnets. Give one for each."
+        )
+    both = zip(subnets, cells or [None] * len(subnets), strict=True)
+    return torch.tensor(np.stack([features.vector(one, cell) for one, cell in both]), dtype=torch.float32)
 
 
 def _network(features: Features, config: RankerConfig, member: int) -> MABN:
@@ -223,6 +243,7 @@ def fit(
     space: str = "",
     config: RankerConfig | None = None,
     known: Sequence[NodeStatistics] = (),
+    cells: Sequence[Mapping[str, Option]] = (),
 ) -> Ranker:
     """Trains a ranker.
 
@@ -232,6 +253,7 @@ def fit(
         space: Fingerprint of the space, checked when it is applied.
         config: Settings.
         known: Further subnets without targets; they only make sure that all places of the space are among the slots.
+        cells: The training subnets themselves, in the order of ``subnets``; needed where their choices are features.
 
     Raises:
         InputError: Fewer than two subnets, targets that are all the same or not finite.
@@ -244,8 +266,10 @@ def fit(
             f"a ranker learns from at least two subnets with different, finite targets; given {len(subnets)} subnets and "
             f"{len(values)} targets from {values.min(initial=math.inf):g} to {values.max(initial=-math.inf):g}."
         )
-    features = Features.of([*subnets, *known], config.kind, config.magnitudes)
-    x = torch.tensor(np.stack([features.vector(one) for one in subnets]), dtype=torch.float32)
+    if config.choices and not cells:
+        raise InputError("choices are to be features (choices=True) and no subnets were given. Give them: cells=[...].")
+    features = Features.of([*subnets, *known], config.kind, config.magnitudes, cells if config.choices else ())
+    x = _inputs(features, subnets, cells)
     y = torch.tensor((values - values.mean()) / values.std(), dtype=torch.float32)
     networks = [_network(features, config, member) for member in range(config.members)]
     history = [_train(network, x, y, config, member) for member, network in enumerate(networks)]

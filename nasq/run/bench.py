@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from nasq.deploy import bundle, storage
 from nasq.deploy.bench import bench_bundle
 from nasq.files import write_json
 from nasq.run.assemble import Workshop
+from nasq.run.card import with_latency
 from nasq.run.directory import RunDirectory
-from nasq.run.export import exported
+from nasq.run.export import CARD, exported
 from nasq.run.search import Evaluation, search_results
 
 __all__ = ["bench"]
@@ -27,5 +29,7 @@ def bench(run: RunDirectory, workshop: Workshop, evaluation: Evaluation | None =
         run.best, plain, settings.batch_sizes, settings.threads, images=images, repeats=settings.repeats
     ).to_json()
     write_json(run.path / "bench.json", report)
+    text = storage.path_of(run.best, CARD).read_text()
+    bundle.add_file(run.best, CARD, with_latency(text, report).encode())
     run.tell({"event": "bench.done", "rows": len(report["rows"])})
     return report

@@ -85,7 +85,8 @@ class RunConfig(_Part):
     ``warmup`` and ``train`` are settings of :class:`nasq.training.TrainConfig`: first the float supernet, then the
     quantized one. Without ``warmup`` quantized training starts from random weights. With ``train_inside_constraints``
     the random subnets of quantized training keep the search's constraints. With ``split.epochs`` the supernet is split
-    during quantized training, and the search runs on the forest.
+    during quantized training, and the search runs on the forest. With ``finetune`` (settings as in ``train``) the best
+    subnet is trained on alone after the export.
     """
 
     space: str = "digits_mobile"
@@ -102,6 +103,7 @@ class RunConfig(_Part):
     export: int = Field(
         default=3, ge=1, description="How many subnets of the front become bundles, the best one included."
     )
+    finetune: dict[str, Any] | None = None
     bench: BenchConfig = BenchConfig()
     device: str = "cpu"
     threads: int | None = Field(default=None, ge=1)
@@ -239,7 +241,7 @@ def load_config(path: Path | None = None, preset: str | None = None, changes: Se
         config = RunConfig.model_validate(values)
     except ValidationError as error:
         raise _refused(error, values) from error
-    for key in ("warmup", "train"):
+    for key in ("warmup", "train", "finetune"):
         _check_training(key, getattr(config, key))
     return config
 

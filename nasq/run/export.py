@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,24 @@ from numpy.typing import NDArray
 
 from nasq.data import Split
 from nasq.deploy import bundle, diagnosis, onnx, parity
-from nasq.deploy.runtimes import OnnxRuntime
+from nasq.deploy.engines import engine_of
 from nasq.errors import ArtifactError, ParityError
 from nasq.files import read_json, write_json
 from nasq.quant import freeze
+from nasq.quant.program import Program
 from nasq.run.assemble import Workshop
+from nasq.run.card import card
 from nasq.run.directory import RunDirectory
 from nasq.run.search import Evaluation, best_record, search_results
 from nasq.search import Record, front
 from nasq.space import Subnet
-from nasq.version import __version__
 
-__all__ = ["export", "export_subnet", "exported", "file_accuracy"]
+__all__ = [
+    "CARD", "Exported", "export", "export_subnet", "exported", "facts_of", "file_accuracy", "images_of",
+    "keep_best", "ship",
+]  # fmt: skip
+
+CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -37,32 +43,9 @@ class Exported:
     report: parity.ParityReport
 
 
-def _images(workshop: Workshop, split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def images_of(workshop: Workshop, split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """A split as a file takes it: normalised fp32 images, and their labels."""
     return workshop.data.normalise(split.images).cpu().numpy(), split.labels.cpu().numpy()
-
-
-def _card(workshop: Workshop, subnet: Subnet, costs: Mapping[str, float], report: parity.ParityReport) -> str:
-    """The model card of a bundle."""
-    config = workshop.config
-    rows = "\n".join(f"| {name} | {value:,.4g} |" for name, value in costs.items())
-    accuracy = "not measured" if report.accuracy is None else f"{100 * report.accuracy:.2f} %"
-    return f"""# Subnet {subnet.id} of {config.space}
-
-Searched and exported by nasq {__version__} for the target `{config.target}`.
-
-Accuracy of this file on the {len(workshop.data.validation)} validation images of `{workshop.data.name}`
-(fingerprint {workshop.data.fingerprint}; {config.data.validation_views} view(s) of each): {accuracy}.
-The search selected on these images.
-
-Input: fp32 `[N, {", ".join(map(str, workshop.data.input_shape))}]`, `(pixel / 255 - mean) / std` with
-mean {list(workshop.data.mean)} and std {list(workshop.data.std)}.
-
-| cost | value |
-|---|---|
-{rows}
-
-{report.summary()}
-"""
 
 
 def export_subnet(
@@ -76,27 +59,58 @@ def export_subnet(
     Raises:
         ParityError: The file does not compute what was evaluated; the message holds the diagnosis.
     """
-    supernet, data = workshop.supernet, workshop.data
+    supernet = workshop.supernet
     supernet.eval()
-    costs = workshop.costs.of(subnet)
-    facts = {
-        "subnet": dict(subnet), "space": supernet.space.name, "fingerprint": supernet.space.fingerprint,
+    with supernet.activate(subnet, evaluation.statistics(subnet)):
+        program = freeze(workshop.network, meta=facts_of(workshop, subnet))
+    return ship(workshop, subnet, program, lambda: evaluation.accuracy(subnet), directory, strict)
+
+
+def facts_of(workshop: Workshop, subnet: Subnet) -> dict[str, Any]:
+    """What a bundle's ``meta`` says about where its subnet comes from."""
+    space, data = workshop.supernet.space, workshop.data
+    return {
+        "subnet": dict(subnet), "space": space.name, "fingerprint": space.fingerprint,
         "data": {"name": data.name, "fingerprint": data.fingerprint, "mean": list(data.mean), "std": list(data.std),
                  "classes": list(data.classes)},
-        "costs": costs,
+        "costs": workshop.costs.of(subnet),
     }  # fmt: skip
-    with supernet.activate(subnet, evaluation.statistics(subnet)):
-        program = freeze(workshop.network, meta=facts)
+
+
+def ship(
+    workshop: Workshop,
+    subnet: Subnet,
+    program: Program,
+    accuracy: Callable[[], float],
+    directory: Path,
+    strict: bool = True,
+    training: Sequence[str] = (),
+) -> Exported:
+    """Writes the bundle of a program, with its card, and runs its file through the gate on the validation images.
+
+    Args:
+        workshop: Of the run.
+        subnet: What the program is.
+        program: Frozen.
+        accuracy: Evaluates nasq's own integers on the validation images: what the file has to reach exactly.
+        directory: The bundle.
+        strict: Whether a file that does not pass is an error.
+        training: Further sentences of the card on how the weights came about.
+
+    Raises:
+        ParityError: As in :func:`export_subnet`.
+    """
     bundle.write(directory, program, {parity.MODEL: onnx.export(program)})
-    images, labels = _images(workshop, data.validation)
+    images, labels = images_of(workshop, workshop.data.validation)
     report = parity.check(directory, images, labels)
     bundle.add_file(directory, "parity.json", (json.dumps(report.to_json(), indent=1) + "\n").encode())
-    bundle.add_file(directory, "README.md", _card(workshop, subnet, costs, report).encode())
+    text = card(workshop, subnet, workshop.costs.of(subnet), report, training)
+    bundle.add_file(directory, CARD, text.encode())
     if strict and not report.passed:
         kept = diagnosis.keep(directory, images, directory.with_name(f"{directory.name}.diagnosis"))
         where = f"\nthe layer, with its tensors: {kept}" if kept is not None else ""
         raise ParityError(f"{directory}: {report.summary()}{where}")
-    searched = evaluation.accuracy(subnet)
+    searched = accuracy()
     if strict and report.accuracy != searched:
         raise ParityError(
             f"{directory}: the file classifies {report.accuracy} of the validation images right, the search evaluated "
@@ -129,7 +143,7 @@ def export(run: RunDirectory, workshop: Workshop, evaluation: Evaluation | None 
                   "differing": done.report.differing, "total": done.report.total})  # fmt: skip
         made.append(done)
     keep_best(run, made[0].directory)
-    test = file_accuracy(run.best, *_images(workshop, workshop.data.test))
+    test = file_accuracy(run.best, *images_of(workshop, workshop.data.test))
     index = {
         "best": made[0].subnet.id,
         "test_accuracy": test,
@@ -153,7 +167,7 @@ _WRITTEN = {"subnet.json", "model.safetensors", "checksums.json"}
 
 def file_accuracy(directory: Path, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Share of images that a bundle's ONNX file classifies right."""
-    runtime = OnnxRuntime(directory / parity.MODEL)
+    runtime = engine_of(bundle.read(directory)).open(directory / parity.MODEL, 1, {}, 256)
     return float((np.argmax(runtime.run(images), axis=1) == labels).mean())
 
 

@@ -17,7 +17,9 @@ from nasq.run.check import check_target, require_passed
 from nasq.run.config import RunConfig
 from nasq.run.directory import RunDirectory
 from nasq.run.export import export, export_subnet
+from nasq.run.finetune import finetune
 from nasq.run.search import Evaluation, explanation, require_objectives, search
+from nasq.run.sharing import SearchOptions
 from nasq.run.summary import facts, report
 from nasq.run.train import OnStep, load_trained, require_plan, require_trained, split, train, trained
 from nasq.search import Record, infeasible
@@ -26,7 +28,7 @@ from nasq.targets import load as load_target
 
 __all__ = ["STAGES", "open_workshop", "prepare", "run_flow", "stage"]
 
-STAGES = ("check", "train", "split", "search", "export", "bench", "report")
+STAGES = ("check", "train", "split", "search", "export", "finetune", "bench", "report")
 
 
 @contextlib.contextmanager
@@ -105,20 +107,26 @@ def _check(run: RunDirectory, workshop: Workshop) -> None:
     run.tell({"event": "check.done", **facts_of_check})
 
 
-def _search(run: RunDirectory, workshop: Workshop) -> None:
+def _search(run: RunDirectory, workshop: Workshop, options: SearchOptions | None = None) -> None:
     evaluation = Evaluation(workshop)
 
     def keep(record: Record) -> None:
         # best/ is always the best so far, through the gate like every other bundle.
         export_subnet(workshop, evaluation, record.subnet, run.best)
 
-    front = search(run, workshop, evaluation, keep)
+    front = search(run, workshop, evaluation, keep, options)
     write_json(run.search / "front.json", [record.subnet.id for record in front])
 
 
-def stage(run: RunDirectory, workshop: Workshop, name: str, on_step: OnStep | None = None) -> Any:
-    """Runs one stage on a run directory whose lock is held; returns what the stage returns."""
-    if name in ("search", "export", "bench"):
+def stage(
+    run: RunDirectory,
+    workshop: Workshop,
+    name: str,
+    on_step: OnStep | None = None,
+    options: SearchOptions | None = None,
+) -> Any:
+    """Runs one stage on a run directory whose lock is held; returns what the stage returns. ``options`` are the search's."""
+    if name in ("search", "export", "finetune", "bench"):
         require_trained(run)
         if workshop.config.split.epochs and not _done(run, "split"):
             raise ArtifactError(f"the supernet in {run.path} is not split yet. Split it first: nasq split {run.path}")
@@ -130,9 +138,11 @@ def stage(run: RunDirectory, workshop: Workshop, name: str, on_step: OnStep | No
         if name == "split":
             return split(run, workshop, on_step)
         if name == "search":
-            return _search(run, workshop)
+            return _search(run, workshop, options)
         if name == "export":
             return export(run, workshop, Evaluation(workshop))
+        if name == "finetune":
+            return finetune(run, workshop, on_step=on_step)
         if name == "bench":
             return bench(run, workshop)
         assert name == "report"
@@ -142,7 +152,8 @@ def stage(run: RunDirectory, workshop: Workshop, name: str, on_step: OnStep | No
 def _done(run: RunDirectory, name: str) -> bool:
     marks = {
         "train": run.supernet / "supernet.json", "split": run.forest / "forest.json", "search": run.search / "front.json",
-        "export": run.exports / "index.json", "bench": run.path / "bench.json",
+        "export": run.exports / "index.json", "finetune": run.path / "finetune" / "index.json",
+        "bench": run.path / "bench.json",
     }  # fmt: skip
     return name in marks and marks[name].exists()
 
@@ -151,6 +162,8 @@ def _wanted(run: RunDirectory, workshop: Workshop, name: str) -> bool:
     """Whether a run as a whole has this stage to do."""
     if name == "check":
         return not _done(run, "train")
+    if name == "finetune":
+        return workshop.config.finetune is not None
     return name != "split" or bool(workshop.config.split.epochs)
 
 

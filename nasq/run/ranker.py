@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,11 @@ class _Scored:
     rows: list[dict[str, str]]
     nodes: list[NodeStatistics]
     space: str
+
+    def cells(self, at: Sequence[int] | None = None) -> list[Subnet]:
+        """The subnets themselves, or those of some rows."""
+        rows = self.rows if at is None else [self.rows[index] for index in at]
+        return [Subnet.from_json(row["subnet"]) for row in rows]
 
 
 def _read(path: Path) -> _Scored:
@@ -87,11 +93,14 @@ def fit_ranker(
         )
     order = np.random.default_rng(config.seed).permutation(known)
     train, rest = order[:wanted], order[wanted:]
-    ranker = fit([scored.nodes[at] for at in train], [values[at] for at in train], scored.space, config, scored.nodes)
+    ranker = fit(
+        [scored.nodes[at] for at in train], [values[at] for at in train], scored.space, config, scored.nodes,
+        scored.cells(train.tolist()),
+    )  # fmt: skip
     ranker.save(out)
     tau = None
     if len(rest) > 1:
-        predicted, _ = ranker.predict([scored.nodes[at] for at in rest])
+        predicted, _ = ranker.predict([scored.nodes[at] for at in rest], cells=scored.cells(rest.tolist()))
         tau = float(kendalltau(predicted, [values[at] for at in rest]).statistic)
     return {"ranker": str(out), "metric": name, "trained_on": int(wanted), "tested_on": len(rest), "kendall": tau}
 
@@ -103,7 +112,7 @@ def apply_ranker(directory: Path, scores: Path, out: Path) -> dict[str, Any]:
         InputError: The ranker was fitted on another space.
     """
     ranker, scored = Ranker.load(directory), _read(scores)
-    predicted, uncertain = ranker.predict(scored.nodes, scored.space)
+    predicted, uncertain = ranker.predict(scored.nodes, scored.space, scored.cells())
     if out.exists():
         raise InputError(f"{out} exists. Give another --out.")
     file = ScoreFile(out, ["parzc", "parzc_uncertainty"], {"fingerprint": scored.space, "ranker": str(directory)})

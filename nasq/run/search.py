@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,11 @@ from nasq.deploy import onnx
 from nasq.deploy.bench import bench
 from nasq.deploy.runtimes import OnnxRuntime
 from nasq.errors import ArtifactError, InputError, choose_from
+from nasq.files import read_json, write_json
 from nasq.quant import freeze
 from nasq.run.assemble import Workshop, recalibration_images
 from nasq.run.directory import RunDirectory
+from nasq.run.sharing import Crew, SearchOptions, shared_study
 from nasq.search import (
     NSGA2,
     Algorithm,
@@ -31,12 +35,15 @@ from nasq.search import (
     Record,
     Study,
     explain,
+    front,
     load_results,
     measures,
     parse_constraints,
     pick,
+    transferred,
     uniform_starts,
 )
+from nasq.search.workers import Dispatcher
 from nasq.space import Subnet
 from nasq.supernet import BNState
 
@@ -44,6 +51,7 @@ __all__ = [
     "Evaluation",
     "best_record",
     "constraints_of",
+    "evaluator_of",
     "explanation",
     "require_objectives",
     "search",
@@ -119,9 +127,9 @@ def constraints_of(workshop: Workshop) -> list[Constraint]:
     return parse_constraints(workshop.config.search.constraints, _measures(workshop))
 
 
-def explanation(workshop: Workshop) -> Explanation | None:
-    """How much of the space survives the constraints; ``None`` without constraints."""
-    constraints = constraints_of(workshop)
+def explanation(workshop: Workshop, others: Sequence[str] = ()) -> Explanation | None:
+    """How much of the space survives the run's constraints, or ``others``; ``None`` without constraints."""
+    constraints = parse_constraints(others, _measures(workshop)) if others else constraints_of(workshop)
     if not constraints:
         return None
     return explain(workshop.supernet.space, constraints, np.random.default_rng(workshop.config.seed))
@@ -159,18 +167,51 @@ def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
     ]
 
 
-def _algorithm(workshop: Workshop, objectives: Sequence[Objective]) -> Algorithm:
+def evaluator_of(workshop: Workshop, evaluation: Evaluation) -> tuple[list[Objective], ObjectiveEvaluator]:
+    """The objectives of a run, and what gives its subnets their values."""
+    objectives = _objectives(workshop, evaluation)
+    return objectives, ObjectiveEvaluator(workshop.supernet.space, objectives, list(_measures(workshop).values()))
+
+
+def _warm_start(run: RunDirectory, workshop: Workshop, other: Path | None) -> list[Subnet]:
+    """The subnets of another run's front that a search began with, or begins with now; feasible ones only.
+
+    Raises:
+        InputError: The search began already, from other subnets; or nothing of the other run can be used.
+    """
+    file = run.search / "warm_start.json"
+    kept = [Subnet(one) for one in read_json(file)["subnets"]] if file.exists() else []
+    if other is None:
+        return kept
+    goals, records = search_results(RunDirectory.open(other))
+    found = transferred(
+        workshop.supernet.space, constraints_of(workshop), [one.subnet for one in front(records, goals)]
+    )
+    if (run.search / "state.json").exists():
+        if found != kept:
+            began = f"from {len(kept)} subnets of {read_json(file)['run']}" if kept else "without a warm start"
+            raise InputError(
+                f"the search in {run.search} began {began}. Go on without --warm-start, or begin another run."
+            )
+    else:
+        write_json(file, {"run": str(other), "subnets": [dict(subnet) for subnet in found]})
+        run.tell({"event": "search.warm_start", "run": str(other), "subnets": len(found)})
+    return found
+
+
+def _algorithm(workshop: Workshop, objectives: Sequence[Objective], first: Sequence[Subnet] = ()) -> Algorithm:
     settings = workshop.config.search
     kind: type[NSGA2] | type[RandomSearch] = NSGA2 if settings.algorithm == "nsga2" else RandomSearch
     space, constraints = workshop.supernet.space, constraints_of(workshop)
     population = min(settings.population, settings.evaluations)
+    starts = uniform_starts(space, constraints) if settings.uniform_starts else []
     return kind(
         space,
         objectives,
         constraints,
         population=population,
         seed=workshop.config.seed,
-        initial=uniform_starts(space, constraints)[:population] if settings.uniform_starts else (),
+        initial=[*dict.fromkeys([*first, *starts])][:population],
     )
 
 
@@ -179,19 +220,25 @@ def search(
     workshop: Workshop,
     evaluation: Evaluation | None = None,
     on_better: Callable[[Record], None] | None = None,
+    options: SearchOptions | None = None,
 ) -> tuple[Record, ...]:
     """Searches, or goes on; ``search/subnets.csv`` is current after each evaluation. Returns the front.
 
     Args:
+        run: Its lock is held by the caller.
+        workshop: With trained weights.
+        evaluation: Of these weights.
         on_better: Called with the best subnet so far when a generation begins and it is another one than before.
+        options: Workers, storage, warm start.
 
     Raises:
         InfeasibleError: The constraints leave nothing; says how much survives each of them.
     """
+    options = options or SearchOptions()
     evaluation = evaluation or Evaluation(workshop)
-    objectives = _objectives(workshop, evaluation)
-    evaluator = ObjectiveEvaluator(workshop.supernet.space, objectives, list(_measures(workshop).values()))
-
+    objectives, evaluator = evaluator_of(workshop, evaluation)
+    first = _warm_start(run, workshop, options.warm_start)
+    shared = shared_study(run, workshop, objectives, evaluator.names, options)
     told: list[str] = []
 
     def listen(event: Mapping[str, Any]) -> None:
@@ -203,8 +250,19 @@ def search(
             told.append(best.subnet.id)
             on_better(best)
 
-    study = Study(run.search, _algorithm(workshop, objectives), evaluator, on_event=listen)
-    return study.run(workshop.config.search.evaluations).front
+    with contextlib.ExitStack() as stack:
+        dispatcher = None
+        if options.shared_work:
+            crew = stack.enter_context(Crew(run, shared.name, options, run.tell))
+            dispatcher = stack.enter_context(
+                Dispatcher(
+                    shared, workshop.supernet.space, constraints_of(workshop), evaluator.known, check=crew.dead,
+                    on_event=run.tell,
+                )
+            )  # fmt: skip
+        algorithm = _algorithm(workshop, objectives, first)
+        study = Study(run.search, algorithm, evaluator, listen, shared=shared, dispatcher=dispatcher)
+        return study.run(workshop.config.search.evaluations).front
 
 
 def search_results(run: RunDirectory) -> tuple[tuple[Goal, ...], tuple[Record, ...]]:

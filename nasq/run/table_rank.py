@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from nasq.run.directory import RunDirectory
 from nasq.run.search import Evaluation
 from nasq.space import SearchSpace, Subnet
 from nasq.supernet import Supernet
+from nasq.training.splitting import WeightSets
 
 __all__ = ["rank_supernet", "with_largest_bits"]
 
@@ -51,8 +53,8 @@ def rank_supernet(
     """Evaluates the subnets of a table with the run's trained weights, and audits the accuracies.
 
     Every accuracy is that of the integer form on the run's validation images, with BatchNorm statistics of the subnet's own;
-    a table of architectures is evaluated at the largest bits. What is evaluated is kept in ``RUN/ranking``: a later call with
-    the same weights goes on there.
+    a table of architectures is evaluated at the largest bits; of a forest, each with the weights of its leaf, named in the
+    column ``leaf``. What is evaluated is kept in ``RUN/ranking``: a later call with the same weights goes on there.
 
     Args:
         run: Its lock is held by the caller.
@@ -64,7 +66,7 @@ def rank_supernet(
         options: For :func:`nasq.ranking.audit`.
 
     Returns:
-        The audit, and the scores: a column ``inherited``, in %.
+        The audit, and the scores: a column ``inherited``, in %; of a forest also ``leaf``, which is not audited.
 
     Raises:
         InputError: A subnet of the table is not in the space (says which).
@@ -93,6 +95,9 @@ def rank_supernet(
         costs={"params": costs["params"].astype(float), "flops": costs["macs"].astype(float)},
         **options,
     )
+    if isinstance(workshop.supernet, WeightSets):
+        leaves = workshop.supernet.indices(quantized.to_rows(members))
+        scores = Table({**scores.metrics, "leaf": leaves.astype(float)}, table.names, table.subnets, scores.source)
     scores.write(run.path / "ranking" / "scores.csv")
     return found, scores
 
@@ -101,7 +106,7 @@ def _evaluated(
     run: RunDirectory, workshop: Workshop, members: list[Subnet], on_subnet: OnSubnet | None
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Accuracies in %, those of an earlier call with the same weights included."""
-    version = sha256(run.supernet / "weights.safetensors")[:16]
+    version = _version(run)
     views = "-augmented" if workshop.config.data.recalibration_augment else ""
     file = run.path / "ranking" / f"inherited-{version}{views}.jsonl"
     known = _known(file)
@@ -113,6 +118,15 @@ def _evaluated(
         if on_subnet is not None:
             on_subnet(done, len(members))
     return np.array([known[subnet.id] for subnet in members])
+
+
+def _version(run: RunDirectory) -> str:
+    """Of the weights that are evaluated: the supernet's, or those of all leaves of its forest."""
+    if not (run.forest / "forest.json").exists():
+        return sha256(run.supernet / "weights.safetensors")[:16]
+    files = [run.forest / "forest.json", *sorted(run.forest.glob("leaf*/weights.safetensors"))]
+    together = hashlib.sha256("".join(sha256(file) for file in files).encode())
+    return f"forest-{together.hexdigest()[:16]}"
 
 
 def _known(file: Path) -> dict[str, float]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from nasq.search.algorithm import Algorithm, Generational
+from nasq.search.algorithm import Algorithm
+from nasq.search.algorithms import NSGA2, Generational, RandomSearch
 from nasq.search.evaluator import Evaluator, ObjectiveEvaluator
-from nasq.search.evolution import NSGA2, RandomSearch
 from nasq.search.explain import Example, Explanation, Survival, explain, infeasible, wilson
 from nasq.search.feasible import Sampling, sample_feasible
 from nasq.search.objectives import (
@@ -21,9 +21,10 @@ from nasq.search.objectives import (
     parse_number,
 )
 from nasq.search.pareto import hypervolume, knee
-from nasq.search.results import Record, RecordFile, front, pick
+from nasq.search.results import Record, RecordFile, front, hypervolumes, pick, pick_knee
 from nasq.search.squeeze import squeeze, squeezed_rows, uniform_bits, uniform_starts
 from nasq.search.study import Study, StudyResult, load_results
+from nasq.search.warm import transferred
 
 __all__ = [
     "COST_UNITS",
@@ -50,6 +51,7 @@ __all__ = [
     "format_number",
     "front",
     "hypervolume",
+    "hypervolumes",
     "infeasible",
     "knee",
     "load_results",
@@ -58,9 +60,11 @@ __all__ = [
     "parse_constraints",
     "parse_number",
     "pick",
+    "pick_knee",
     "sample_feasible",
     "squeeze",
     "squeezed_rows",
+    "transferred",
     "uniform_bits",
     "uniform_starts",
     "wilson",

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from nasq.errors import InputError
+from nasq.errors import InputError, NasqError
 from nasq.search.objectives import Measure, Objective
 
 if TYPE_CHECKING:
+    from nasq.search.results import Record
     from nasq.space import SearchSpace, Subnet
 
-__all__ = ["Evaluator", "ObjectiveEvaluator"]
+__all__ = ["Evaluator", "LearningEvaluator", "ObjectiveEvaluator", "measured", "prepare"]
 
 
 class Evaluator(Protocol):
@@ -26,6 +28,42 @@ class Evaluator(Protocol):
 
     def __call__(self, subnet: Subnet) -> Mapping[str, float]:
         """Exactly one finite value for each name."""
+
+
+@runtime_checkable
+class LearningEvaluator(Protocol):
+    """An evaluator that goes by what is known already, such as a cascade with a predictor."""
+
+    def learn(self, records: Sequence[Record]) -> None:
+        """Takes the records of all generations before the present one, in a fixed order; the same give the same values."""
+
+
+def prepare(evaluator: Evaluator, records: Sequence[Record]) -> None:
+    """Shows an evaluator that learns what is known, before a generation."""
+    if isinstance(evaluator, LearningEvaluator):
+        evaluator.learn(records)
+
+
+def measured(
+    evaluator: Evaluator, subnet: Subnet, clock: Callable[[], float] = time.perf_counter
+) -> tuple[dict[str, float], float]:
+    """The checked values of a subnet, in the order of the evaluator's names, and the seconds that they took.
+
+    Raises:
+        NasqError: A value is missing, not announced, or not finite.
+    """
+    start = clock()
+    values = dict(evaluator(subnet))
+    seconds = clock() - start
+    if set(values) != set(evaluator.names):
+        raise NasqError(
+            f"the evaluator gave {', '.join(sorted(values))} for subnet {subnet.id}; it announced "
+            f"{', '.join(evaluator.names)}."
+        )
+    bad = [name for name, value in values.items() if not abs(value) < float("inf")]
+    if bad:
+        raise NasqError(f"{bad[0]!r} of subnet {subnet.id} is {values[bad[0]]}, not finite.")
+    return {name: float(values[name]) for name in evaluator.names}, seconds
 
 
 class ObjectiveEvaluator:
@@ -59,8 +97,12 @@ class ObjectiveEvaluator:
 
     def __call__(self, subnet: Subnet) -> dict[str, float]:
         """The value of each name."""
-        rows = self._space.to_rows([subnet])
-        cheap = {name: float(measure(rows)[0]) for name, measure in self._on_rows.items()}
+        cheap = self.known(subnet)
         costly = {name: objective.evaluate(subnet) for name, objective in self._on_subnet.items()}
         values = {**cheap, **costly}
         return {name: values[name] for name in self._names}
+
+    def known(self, subnet: Subnet) -> dict[str, float]:
+        """The values that cost nothing: objectives on rows and further measures."""
+        rows = self._space.to_rows([subnet])
+        return {name: float(measure(rows)[0]) for name, measure in self._on_rows.items()}

@@ -25,10 +25,15 @@ __all__ = ["Example", "Explanation", "Survival", "explain", "infeasible", "wilso
 _Z = 1.959963984540054
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson, "Probable inference", JASA 22, 1927), within 0..1.
+def wilson(successes: int, trials: int, z: float = _Z) -> tuple[float, float]:
+    """The score interval of a share (Wilson, "Probable inference", JASA 22, 1927), within 0..1.
 
     Unlike the normal approximation it is sound where nothing, or everything, succeeded.
+
+    Args:
+        successes: Of the trials.
+        trials: At least one.
+        z: Standard deviations to either side; the default is that of 95 %.
 
     Raises:
         InputError: There are no trials, or more successes than trials.
@@ -36,9 +41,9 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     if trials <= 0 or not 0 <= successes <= trials:
         raise InputError(f"a share needs 0 <= successes <= trials and a trial; got {successes} of {trials}.")
     share = successes / trials
-    denominator = 1 + _Z**2 / trials
-    centre = (share + _Z**2 / (2 * trials)) / denominator
-    half = _Z / denominator * math.sqrt(share * (1 - share) / trials + _Z**2 / (4 * trials**2))
+    denominator = 1 + z**2 / trials
+    centre = (share + z**2 / (2 * trials)) / denominator
+    half = z / denominator * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     # At the ends the exact bound is 0 or 1; rounding would leave 1e-19 or so.
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == trials else min(1.0, centre + half)

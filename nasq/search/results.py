@@ -16,7 +16,11 @@ from nasq.search import pareto
 from nasq.search.objectives import Bound, Direction, Goal, format_number
 from nasq.space import Subnet
 
-__all__ = ["Record", "RecordFile", "front", "pick"]
+__all__ = ["LEVEL", "Record", "RecordFile", "front", "hypervolumes", "pick", "pick_knee"]
+
+LEVEL = "level"
+"""The column of a search with a cascade: how many of its levels a subnet passed, of ``FULL``."""
+FULL = 4
 
 _BEFORE = ("id", "subnet")
 _BEHIND = ("generation", "seconds")
@@ -38,9 +42,18 @@ class Record:
     generation: int
     seconds: float
 
+    @property
+    def full(self) -> bool:
+        """Whether its values are final: not of a subnet that a cascade gave up on an estimate."""
+        return self.values.get(LEVEL, FULL) == FULL
+
 
 def front(records: Sequence[Record], goals: Sequence[Goal]) -> list[Record]:
-    """The records that no other one dominates, in their order; see :func:`nasq.search.pareto.front`."""
+    """The records that no other one dominates, in their order; see :func:`nasq.search.pareto.front`.
+
+    Estimates of a cascade are left out.
+    """
+    records = [record for record in records if record.full]
     if not records:
         return []
     values = [[record.values[goal.name] for goal in goals] for record in records]
@@ -63,7 +76,56 @@ def pick(records: Sequence[Record], goals: Sequence[Goal], limits: Iterable[Boun
         InputError: Nothing was evaluated, or a limit is on a value that was not recorded.
         InfeasibleError: No record keeps all limits; the message holds the nearest value for each.
     """
-    limits = list(limits)
+    within = _within(records, list(limits))
+    return min(
+        within, key=lambda record: (*(-goal.sign * record.values[goal.name] for goal in goals), record.subnet.id)
+    )
+
+
+def pick_knee(records: Sequence[Record], goals: Sequence[Goal], limits: Iterable[Bound] = ()) -> Record:
+    """The knee of the front within ``limits``; see :func:`nasq.search.pareto.knee` and :func:`pick`."""
+    best = front(_within(records, list(limits)), goals)
+    values = [[record.values[goal.name] for goal in goals] for record in best]
+    return best[pareto.knee(values, [goal.direction for goal in goals])]
+
+
+def hypervolumes(
+    records: Sequence[Record], goals: Sequence[Goal], reference: Sequence[float] | None = None
+) -> list[float]:
+    """The front's hypervolume after each evaluation; see :func:`nasq.search.pareto.hypervolume`.
+
+    Args:
+        records: In the order of evaluation; one that is an estimate adds nothing.
+        goals: The objectives, for at most four.
+        reference: The worst corner; ``None``: the worst value of each objective among the records.
+    """
+    kept = [[record.values[goal.name] for goal in goals] for record in records if record.full]
+    if not kept:
+        return [0.0] * len(records)
+    directions: list[Direction] = [goal.direction for goal in goals]
+    if reference is None:
+        reference = [
+            (min if goal.sign > 0 else max)(column) for goal, column in zip(goals, zip(*kept, strict=True), strict=True)
+        ]
+    found, best = [], 0.0
+    points: list[list[float]] = []
+    for record in records:
+        point = [record.values[goal.name] for goal in goals]
+        if record.full:
+            points.append(point)
+            kept_points = pareto.front(points, directions)
+            if kept_points[-1]:  # a dominated point adds nothing
+                points = [one for one, good in zip(points, kept_points, strict=True) if good]
+                best = pareto.hypervolume(points, reference, directions)
+            else:
+                points.pop()
+        found.append(best)
+    return found
+
+
+def _within(records: Sequence[Record], limits: Sequence[Bound]) -> list[Record]:
+    """The records that keep all limits; refuses where there are none."""
+    records = [record for record in records if record.full]
     if not records:
         raise InputError("there is nothing to pick from: no subnet was evaluated. Run the search first.")
     for limit in limits:
@@ -72,9 +134,7 @@ def pick(records: Sequence[Record], goals: Sequence[Goal], limits: Iterable[Boun
     within = [record for record in records if all(_holds(limit, record) for limit in limits)]
     if not within:
         raise InfeasibleError(_nothing_within(records, limits))
-    return min(
-        within, key=lambda record: (*(-goal.sign * record.values[goal.name] for goal in goals), record.subnet.id)
-    )
+    return within
 
 
 def _holds(limit: Bound, record: Record) -> bool:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 from nasq.errors import ArtifactError, InputError, NasqError
 from nasq.files import read_json, write_json
 from nasq.search.algorithm import Algorithm
-from nasq.search.evaluator import Evaluator
+from nasq.search.evaluator import Evaluator, measured, prepare
 from nasq.search.objectives import Goal
 from nasq.search.results import Record, RecordFile, front
 
 if TYPE_CHECKING:
+    from nasq.search.storage import SharedStudy
+    from nasq.search.workers import Dispatcher
     from nasq.space import Subnet
 
 __all__ = ["Event", "Study", "StudyResult", "load_results"]
@@ -56,6 +61,9 @@ class Study:
         on_event: Called with plain mappings whose ``"event"`` is ``search.started``, ``search.generation``,
             ``search.evaluated`` or ``search.finished``.
         clock: Seconds from any origin.
+        shared: An Optuna study that gets a trial for every evaluated subnet, those of an interrupted run included.
+        dispatcher: Has subnets evaluated by other processes; without one they are evaluated here. The algorithm is told
+            values in the order of its asking either way, so workers change the order of ``subnets.csv`` and nothing else.
 
     Raises:
         InputError: The directory holds a study of another space or of other settings.
@@ -69,6 +77,8 @@ class Study:
         evaluator: Evaluator,
         on_event: Callable[[Event], None] | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        shared: SharedStudy | None = None,
+        dispatcher: Dispatcher | None = None,
     ) -> None:
         missing = [objective.name for objective in algorithm.objectives if objective.name not in evaluator.names]
         if missing:
@@ -80,6 +90,8 @@ class Study:
         self._evaluator = evaluator
         self._on_event = on_event or (lambda event: None)
         self._clock = clock
+        self._shared = shared
+        self._dispatcher = dispatcher
         self._file = RecordFile(directory / "subnets.csv", evaluator.names)
         self._records: dict[str, Record] = {}
         self._queue: list[Subnet] = []
@@ -104,15 +116,46 @@ class Study:
         """
         if budget < 1:
             raise InputError(f"the budget is {budget} evaluations; it must be at least 1.")
-        self._emit("started", budget=budget, known=len(self._records))
-        while len(self._records) < budget:
-            if not self._queue and not self._ask():
-                break
-            self._step(self._queue.pop(0), budget)
-        self._file.sync()
+        with self._lock():
+            self._emit("started", budget=budget, known=len(self._records))
+            self._mirror()
+            while len(self._records) < budget:
+                self._tell_known()
+                if not self._queue and not self._ask():
+                    break
+                self._work(budget)
+            self._file.sync()
         result = self.result
         self._emit("finished", evaluated=len(result.records), front=len(result.front), exhausted=result.exhausted)
         return result
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        """Keeps a second study out of the directory while this one writes there."""
+        handle = os.open(self.directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise InputError(
+                    f"another search is writing in {self.directory}. Wait for it, or search in another directory."
+                ) from error
+            if len(self._file.read()) != len(self._records):
+                raise InputError(
+                    f"another search has written in {self.directory} since this one read it. Make the study again."
+                )
+            yield
+        finally:
+            os.close(handle)
+
+    def _mirror(self) -> None:
+        """Puts into the shared study what it does not have yet: a kill came between the file and it, or it is new."""
+        if self._shared is None:
+            return
+        there = {record.subnet.id for record in self._shared.records()}
+        for record in self.records:
+            if record.subnet.id not in there:
+                self._shared.add(self._algorithm.space, record, self._algorithm.constraints)
 
     def _ask(self) -> bool:
         """Takes the next generation from the algorithm; whether there is one."""
@@ -126,33 +169,37 @@ class Study:
         self._emit("generation", generation=self._algorithm.generation, subnets=len(self._queue))
         return True
 
-    def _step(self, subnet: Subnet, budget: int) -> None:
-        known = self._records.get(subnet.id)
-        if known is None:
-            known = self._evaluate(subnet)
-            self._file.append(known)
-            self._records[subnet.id] = known
+    def _work(self, budget: int) -> None:
+        """Has what is asked and not known evaluated, as far as the budget goes."""
+        fresh = [subnet for subnet in self._queue if subnet.id not in self._records][: budget - len(self._records)]
+        for record in self._evaluated(fresh):
+            self._file.append(record)
+            self._records[record.subnet.id] = record
+            if self._shared is not None and self._dispatcher is None:
+                # Behind the file: what a kill leaves out is put in by the next start, and nothing is there twice.
+                self._shared.add(self._algorithm.space, record, self._algorithm.constraints)
             self._emit(
-                "evaluated", subnet=subnet.id, values=dict(known.values), generation=known.generation,
-                seconds=known.seconds, done=len(self._records), budget=budget,
+                "evaluated", subnet=record.subnet.id, values=dict(record.values), generation=record.generation,
+                seconds=record.seconds, done=len(self._records), budget=budget,
             )  # fmt: skip
-        self._algorithm.tell(subnet, known.values)
+            self._tell_known()
 
-    def _evaluate(self, subnet: Subnet) -> Record:
-        start = self._clock()
-        values = dict(self._evaluator(subnet))
-        seconds = self._clock() - start
-        if set(values) != set(self._evaluator.names):
-            raise NasqError(
-                f"the evaluator gave {', '.join(sorted(values))} for subnet {subnet.id}; it announced "
-                f"{', '.join(self._evaluator.names)}."
-            )
-        # Checked before it is written: a value that is not finite must not reach subnets.csv.
-        bad = [name for name, value in values.items() if not abs(value) < float("inf")]
-        if bad:
-            raise NasqError(f"{bad[0]!r} of subnet {subnet.id} is {values[bad[0]]}, not finite.")
-        ordered = {name: float(values[name]) for name in self._evaluator.names}
-        return Record(subnet, ordered, self._algorithm.generation, seconds)
+    def _tell_known(self) -> None:
+        """Tells the algorithm in the order of its asking, up to the first subnet that is not known."""
+        while self._queue and self._queue[0].id in self._records:
+            subnet = self._queue.pop(0)
+            self._algorithm.tell(subnet, self._records[subnet.id].values)
+
+    def _evaluated(self, fresh: Sequence[Subnet]) -> Iterator[Record]:
+        generation = self._algorithm.generation
+        if self._dispatcher is not None:
+            yield from self._dispatcher.evaluate(fresh, generation)
+            return
+        before = [record for record in self.records if record.generation < generation]
+        prepare(self._evaluator, sorted(before, key=lambda record: (record.generation, record.subnet.id)))
+        for subnet in fresh:
+            values, seconds = measured(self._evaluator, subnet, self._clock)
+            yield Record(subnet, values, generation, seconds)
 
     def _emit(self, event: str, **facts: object) -> None:
         self._on_event({"event": f"search.{event}", **facts})

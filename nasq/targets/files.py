@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nasq.errors import InputError, choose_from
-from nasq.targets.target import CONTAINER_BITS, FEATURES, MOST_BITS, OPERATORS, Target
+from nasq.targets.target import CONTAINER_BITS, FEATURES, MOST_BITS, OPERATORS, RUNTIMES, Target
 
 __all__ = ["load", "names"]
 
@@ -19,12 +19,14 @@ _TEXTS: Mapping[str, tuple[str, ...] | None] = {
     "name": None,
     "description": None,
     "evidence": None,
-    "runtime": ("onnxruntime", "reference"),
+    "runtime": RUNTIMES,
     "add": ("both", "one"),
-    "container": ("uint8",),
+    "container": ("uint8", "int8"),
 }
 _LISTS: Mapping[str, tuple[str, ...] | None] = {**FEATURES, "operators": OPERATORS}
-_OPTIONAL = ("session", "slow", "refused", "evidence")
+_EXECUTION = "execution"  # among what is refused: why nasq does not run the target at all
+_SWITCHES = ("exact", "packed", "executes")
+_OPTIONAL = ("session", "slow", "refused", "evidence", *_SWITCHES)
 
 
 def names() -> tuple[str, ...]:
@@ -79,7 +81,14 @@ def _read(source: str, data: bytes) -> Target:
     if missing:
         raise InputError(f"the target file {source} lacks {', '.join(map(repr, missing))}. Every target needs them.")
     target = Target(**{key: _value(f"{key!r} in the target file {source}", key, value) for key, value in table.items()})
+    if target.executes == (_EXECUTION in target.refused):
+        raise InputError(
+            f"the target file {source} says executes={str(target.executes).lower()} and "
+            f"{'refuses' if target.executes else 'does not give its reason in'} refused.{_EXECUTION}. Make them agree."
+        )
     for key in target.refused:
+        if key == _EXECUTION:
+            continue
         feature, _, option = key.partition(":")
         if option in map(str, getattr(target, feature)):
             raise InputError(f"the target file {source} both allows and refuses {key!r}. Remove one of the two.")
@@ -91,6 +100,10 @@ def _value(what: str, key: str, value: object) -> Any:
         return _text(what, value, _TEXTS[key])
     if key in _LISTS:
         return _list(what, value, _LISTS[key])
+    if key in _SWITCHES:
+        if not isinstance(value, bool):
+            raise InputError(f"{what} is {value!r}. Allowed: true, false.")
+        return value
     if not isinstance(value, dict):
         raise InputError(f"{what} is {value!r}. Give a table: [{key}].")
     if key == "session":
@@ -102,6 +115,8 @@ def _value(what: str, key: str, value: object) -> Any:
 
 
 def _check_refused(what: str, name: str) -> None:
+    if name == _EXECUTION:
+        return
     feature, _, option = name.partition(":")
     if feature not in FEATURES:
         raise choose_from(f"feature of {what}:", feature, FEATURES)

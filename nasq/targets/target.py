@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 
 from nasq.errors import InputError, TargetError, choose_from
+from nasq.space import Choice, SearchSpace
 
-__all__ = ["FEATURES", "OPERATORS", "Removal", "Target"]
+__all__ = ["FEATURES", "OPERATORS", "RUNTIMES", "Removal", "Target"]
+
+RUNTIMES = ("onnxruntime", "openvino", "inductor", "torch", "tensorrt", "reference")
 
 OPERATORS = (
     "conv", "linear", "add", "avg_pool", "max_pool", "reshape", "clip", "concat", "slice", "pad", "transpose", "upsample",
@@ -27,6 +31,8 @@ FEATURES: Mapping[str, tuple[str, ...] | None] = {
     "activation_symmetry": ("symmetric", "asymmetric"),
 }
 
+_PACKAGES = {"onnxruntime": "onnxruntime", "openvino": "'nasq[openvino]'"}  # import name: what to install
+
 Scalar = str | int | float | bool
 
 
@@ -39,15 +45,19 @@ class Removal:
         option: Such as ``"asymmetric"`` or a number of bits.
         target: Name of the target that does not allow it.
         reason: Why, without a full stop.
+        choice: Name of the choice that lost the option; empty where it is that of every layer.
     """
 
     feature: str
     option: int | str
     reason: str
     target: str = ""
+    choice: str = ""
 
     def __str__(self) -> str:
-        return f"{self.target or 'the target'} does not take {_spoken(self.feature, [self.option])}: {self.reason}."
+        where = f"{self.choice}: " if self.choice else ""
+        target = self.target or "the target"
+        return f"{where}{target} does not take {_spoken(self.feature, [self.option])}: {self.reason}."
 
 
 @dataclass(frozen=True)
@@ -57,13 +67,17 @@ class Target:
     Attributes:
         name: Unique; the data file is called ``<name>.toml``.
         description: One sentence.
-        runtime: What runs the exported file: ``"onnxruntime"`` or ``"reference"`` (nasq's own integers).
+        runtime: What runs the exported file: one of :data:`RUNTIMES`; ``"reference"`` is nasq's own integers.
         weight_bits, activation_bits: Allowed bit-widths, ascending.
         weight_granularity: What may share one weight scale: ``"tensor"``, ``"channel"``.
         weight_symmetry, activation_symmetry: ``"symmetric"``, ``"asymmetric"`` (a zero-point other than the middle).
         add: Where a sum is rounded: ``"both"`` inputs are quantized, or ``"one"`` (the shortcut alone).
         container: Type that holds activations in the file: ``"uint8"``.
         operators: Operations of :mod:`nasq.quant.program` it executes.
+        exact: Whether the runtime's integers equal the reference's. Without, a layer may differ in 1 of 100,000 integers, by
+            one step, where the exact value lies at a rounding tie, and final integers are compared by the class they name.
+        packed: Whether the runtime folds away the nodes that unpack weights of fewer than 8 bits.
+        executes: Whether nasq can write, run and check files for it; the reason why not is ``refused["execution"]``.
         session: Options its sessions are opened with.
         slow: What runs slower than fp32, with the measured figure, by ``feature:option``.
         refused: Why something is not allowed, by ``feature:option``, or by ``feature`` for all its other options.
@@ -81,6 +95,9 @@ class Target:
     add: str
     container: str
     operators: tuple[str, ...]
+    exact: bool = True
+    packed: bool = True
+    executes: bool = True
     session: Mapping[str, Scalar | tuple[str, ...]] = field(default_factory=dict, hash=False)
     slow: Mapping[str, str] = field(default_factory=dict, hash=False)
     refused: Mapping[str, str] = field(default_factory=dict, hash=False)
@@ -118,6 +135,51 @@ class Target:
                 f"Allowed {feature}: {', '.join(map(str, allowed))}."
             )
         return kept, removed
+
+    def restrict(
+        self, space: SearchSpace, features: Mapping[str, str] | None = None
+    ) -> tuple[SearchSpace, tuple[Removal, ...]]:
+        """The part of a space that the target executes, and what was taken away.
+
+        Args:
+            space: Choices of bits, granularity and symmetry are known by the end of their names, such as
+                ``layer1.conv.weight_bits``; all others stay as they are.
+            features: The feature of choices with names of their own, such as ``{"bits": "weight_bits"}``.
+
+        Returns:
+            The sub-space, and one :class:`Removal` per choice and option that is gone.
+
+        Raises:
+            InputError: ``features`` names a choice that the space does not have, or an unknown feature.
+            TargetError: A choice keeps no option; names the choice and says what the target allows.
+        """
+        known = {choice.name: choice.name.rpartition(".")[2] for choice in space.choices}
+        for name in features or {}:
+            if name not in known:
+                raise choose_from("choice", name, known)
+        known |= features or {}
+        kept: dict[str, tuple[int | str, ...]] = {}
+        gone: list[Removal] = []
+        for choice in space.choices:
+            feature = known[choice.name]
+            if feature in FEATURES or choice.name in (features or {}):
+                kept[choice.name], lost = self._allow_at(choice, feature)
+                gone += [replace(removal, choice=choice.name) for removal in lost]
+        return (space.restrict(kept) if gone else space), tuple(gone)
+
+    def _allow_at(self, choice: Choice, feature: str) -> tuple[tuple[int | str, ...], list[Removal]]:
+        try:
+            return self.allow(feature, choice.options)
+        except TargetError as error:
+            raise TargetError(f"the choice {choice.name!r} keeps no option: {error}") from error
+
+    def unusable(self) -> str:
+        """Why nasq cannot run this target's files on this machine, with what to do; empty where it can."""
+        if not self.executes:
+            return self.refused["execution"]
+        if self.runtime in _PACKAGES and find_spec(self.runtime) is None:
+            return f"not installed: pip install {_PACKAGES[self.runtime]}"
+        return ""
 
     def _reason(self, feature: str, option: int | str) -> str:
         if _GROUP.fullmatch(str(option)):

@@ -29,7 +29,7 @@ import torch
 from nasq.search_spaces.nas_bench_201 import nas_bench_201
 from numpy.typing import NDArray
 
-from nasq import Supernet, plugins
+from nasq import Subnet, Supernet, plugins
 from nasq.deploy.bench import environment
 from nasq.ranking import expand, score
 from nasq.ranking.ranker import RankerConfig, fit
@@ -85,25 +85,29 @@ def parzc(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows, names = read_scores(options.scores)
     nodes = read_nodes(options.scores)
     truth = table_rows(options.data_root / TRUTH, "arch_str")
-    vectors = [nodes[row["subnet_id"]] for row in rows]
+    vectors, cells = [nodes[row["subnet_id"]] for row in rows], [Subnet.from_json(row["subnet"]) for row in rows]
     worth = {
         key: np.array([float(truth[row["name"]][key]) for row in rows])
         for key in ("cifar10_valid_200", "cifar10_test_200")
     }
     found = []
-    for kind in ("packed", "slots"):
+    for name in options.features:
+        kind, _, choices = name.partition("+")
         taus, sizes = [], []
         for draw in range(options.draws):
             order = np.random.default_rng(draw).permutation(len(rows))
             train, test = order[: options.train], order[options.train :]
-            config = RankerConfig(kind=kind, magnitudes=kind == "slots", epochs=options.epochs, seed=draw)
-            made = fit([vectors[at] for at in train], worth["cifar10_valid_200"][train], "", config, vectors)
-            predicted, _ = made.predict([vectors[at] for at in test])
+            config = RankerConfig(
+                kind=kind, magnitudes=kind == "slots", choices=bool(choices), epochs=options.epochs, seed=draw
+            )
+            own = [cells[at] for at in train]
+            made = fit([vectors[at] for at in train], worth["cifar10_valid_200"][train], "", config, vectors, own)
+            predicted, _ = made.predict([vectors[at] for at in test], cells=[cells[at] for at in test])
             taus.append(kendall(predicted, worth["cifar10_test_200"][test]))
             if "params" in names:
                 sizes.append(kendall(np.array(column(rows, "params"))[test], worth["cifar10_test_200"][test]))
         found.append({
-            "features": kind, "trained_on": options.train, "tested_on": len(rows) - options.train, "draws": options.draws,
+            "features": name, "epochs": options.epochs, "trained_on": options.train, "tested_on": len(rows) - options.train, "draws": options.draws,
             "kendall_mean": round(float(np.mean(taus)), 3), "kendall_std": round(float(np.std(taus)), 3),
             "kendall": [round(one, 3) for one in taus], "params_kendall_mean": round(float(np.mean(sizes)), 3),
         })  # fmt: skip
@@ -142,6 +146,7 @@ def main() -> None:
         one.add_argument("--train", type=int, default=78)
         one.add_argument("--draws", type=int, default=5)
         one.add_argument("--epochs", type=int, default=100)
+        one.add_argument("--features", nargs="+", default=["packed", "slots", "slots+choices"])
     one = commands.add_parser("together")
     one.add_argument("--batch", type=int, default=32)
     one.add_argument("--without", nargs="*", default=[], help="proxies to leave out")

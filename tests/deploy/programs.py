@@ -9,7 +9,9 @@ and takes the output's scale from what it sees. The simulation is for calibratio
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,35 @@ def residual_program(
             last = maker.conv(last, out, 1, stride=(stride, stride), form="signed", weight_bits=weight_bits)
         last = maker.add(inner, last, form="unsigned")
     return maker.classifier(last, 10)
+
+
+def fused_program(program: Program) -> Program:
+    """The same network by the rule ``add="one"``: a convolution that only a sum reads becomes one operation with it."""
+    readers = Counter(name for op in program.ops for name in op.inputs)
+    makers = {op.output.name: op for op in program.ops}
+    into: dict[str, Conv] = {}
+    for op in program.ops:
+        if isinstance(op, Add):
+            found = (makers[name] for name in op.inputs if readers[name] == 1)
+            if layer := next((maker for maker in found if isinstance(maker, Conv)), None):
+                shortcut = next(name for name in op.inputs if name != layer.output.name)
+                into[op.output.name] = replace(layer, inputs=(layer.inputs[0], shortcut), output=op.output)
+    gone = {layer.path for layer in into.values()}
+    kept = (into.get(op.output.name, op) for op in program.ops if op.output.name in into or op.path not in gone)
+    return replace(program, ops=tuple(kept), add="one", target="openvino-cpu")
+
+
+def in_powers_of_two(program: Program) -> Program:
+    """The same network with every scale at a power of two."""
+
+    def near(scale: Any) -> Any:
+        return np.exp2(np.rint(np.log2(scale)))
+
+    ops: list[Op] = []
+    for op in program.ops:
+        op = replace(op, output=replace(op.output, scale=float(near(op.output.scale))))
+        ops.append(replace(op, weight_scale=near(op.weight_scale)) if isinstance(op, Linear) else op)
+    return replace(program, ops=tuple(ops))
 
 
 def random_input(program: Program, n: int, seed: int) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from scipy.stats import binom
@@ -13,9 +14,11 @@ from torch import nn
 
 from nasq.deploy import bundle, parity
 from nasq.deploy.bench import Timing, bench, bench_bundle, environment, median_interval
+from nasq.deploy.float_forms import CLOSE, export_form, torch_form
 from nasq.deploy.memory import growth_of_call, peak_of_file
 from nasq.deploy.onnx import export
 from nasq.deploy.reference import Reference
+from nasq.deploy.runtimes import OnnxRuntime
 from nasq.errors import InputError, NasqError, ParityError
 from tests.deploy.programs import random_input, residual_program
 
@@ -198,3 +201,38 @@ def test_bad_batches_and_images_are_refused(directory: Path) -> None:
         bench_bundle(directory, batch_sizes=(0, 8))
     with pytest.raises(InputError, match="must be float32, and at least one"):
         bench_bundle(directory, images=np.zeros((0, 3, 12, 12), np.float32))
+
+
+# -- float formats ----------------------------------------------------------------------------------------------------
+
+
+def test_float_forms_of_the_same_network_are_timed_beside_it(directory: Path) -> None:
+    report = bench_bundle(directory, float_net(), (2,), forms=("fp32", "bf16", "fp16"), warmup=0, repeats=6)
+    names = ["torch fp32", "torch bf16", "torch fp16", "onnxruntime int8", "onnxruntime fp32", "onnxruntime fp16"]
+    assert [row.candidate for row in report.rows] == names
+    assert {row.checked for row in report.rows if row.candidate[-2:] == "16"} == {"torch fp32"}
+
+
+def test_a_half_precision_file_stores_half_the_bytes_and_computes_nearly_the_same() -> None:
+    model, x = float_net().eval(), torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+    whole, half = (export_form(model, x[:1], form) for form in ("fp32", "fp16"))
+    stored = {form: _stored(data) for form, data in (("fp32", whole), ("fp16", half))}
+    assert stored["fp16"] == {10} and stored["fp32"] == {1}  # onnx.TensorProto.FLOAT16, FLOAT
+    with torch.no_grad():
+        real = model(x).numpy()
+    near = CLOSE["fp16"] * np.abs(real).max()
+    assert 0 < np.abs(OnnxRuntime(half).logits(x.numpy()) - real).max() < near
+    assert 0 < np.abs(torch_form(model, "bf16")(x.numpy()) - real).max() < CLOSE["bf16"] * np.abs(real).max()
+    np.testing.assert_array_equal(torch_form(model, "fp32")(x.numpy()), real)
+    assert next(model.parameters()).dtype == torch.float32
+
+
+def _stored(data: bytes) -> set[int]:
+    return {value.data_type for value in onnx.load_model_from_string(data).graph.initializer if len(value.dims) > 1}
+
+
+def test_unknown_forms_are_refused(directory: Path) -> None:
+    with pytest.raises(InputError, match=r"unknown float format 'fp8'. Did you mean .* Allowed: bf16, fp16, fp32"):
+        bench_bundle(directory, forms=("fp8",))
+    with pytest.raises(InputError, match="in 'bf16' cannot be run on a CPU by onnxruntime"):
+        export_form(float_net(), torch.zeros(1, 3, 12, 12), "bf16")

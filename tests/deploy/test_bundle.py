@@ -19,7 +19,7 @@ import pytest
 from nasq.deploy import bundle
 from nasq.deploy.schema import json_from_program, program_from_json
 from nasq.errors import ArtifactError, InputError, NasqError
-from nasq.quant.program import Linear, Program
+from nasq.quant.program import Input, Linear, Program, Tensor
 from tests.deploy.programs import Maker, random_program, residual_program
 
 Document = dict[str, Any]
@@ -103,6 +103,32 @@ def test_weights_take_their_bits_and_hardly_more(weight_bits: int, channels: int
     rest = sum(4 * op.weight_scale.size + 4 * op.bias.size for op in layers)
     size = (tmp_path / "b" / "model.safetensors").stat().st_size
     assert packed + rest < size <= 1.01 * (packed + rest) + 4096
+
+
+@pytest.mark.parametrize(
+    ("bits", "weights", "packed"),
+    [
+        (2, [[1, -2, 0, -1, 1], [0, 0, -2, 1, -1]], "c9016003"),
+        (3, [[3, -4, -1], [1, 2, -3]], "e3015101"),
+        (5, [[15, -16], [1, -2]], "0f02c103"),
+        (7, [[63, -64, 5], [-1, 0, 1]], "3f60017f4000"),
+    ],
+)
+def test_the_bytes_of_a_file_never_change(bits: int, weights: list[list[int]], packed: str, tmp_path: Path) -> None:
+    """Whole files of one layer, written out by hand: the header's arrays in order, then their little-endian bytes."""
+    values = np.array(weights, np.int8)
+    source = Tensor("in", (values.shape[1],), 0.5, 0, 0, 255, 8)
+    made = Tensor("out", (2,), 0.25, 128, 0, 255, 8)
+    scale, bias = np.array([0.5, 1.0], np.float32), np.array([-1, 258], np.int32)
+    layer = Linear(("in",), made, "layer", values, bits, np.zeros(2, np.uint8), scale, bias, False)
+    bundle.write(tmp_path / "b", Program((Input((), source, "input"), layer), "onnxruntime-cpu"))
+    data = (tmp_path / "b" / "model.safetensors").read_bytes()
+    size = int.from_bytes(data[:8], "little")
+    header, body = json.loads(data[8 : 8 + size]), data[8 + size :]
+    found = {name: body[slice(*entry["data_offsets"])].hex() for name, entry in header.items()}
+    assert found == {"w0": packed, "scales": "0000003f0000803f", "biases": "ffffffff02010000"}
+    assert {name: entry["dtype"] for name, entry in header.items()} == {"w0": "U8", "scales": "F32", "biases": "I32"}
+    assert len(body) == len(packed) // 2 + 16
 
 
 def test_shifts_are_stored_only_where_there_are_any(tmp_path: Path) -> None:

@@ -183,8 +183,8 @@ def test_an_unsupported_operation_names_itself_and_its_layer() -> None:
         export(replace(program, ops=[*program.ops, strange]))
 
 
-def test_another_rule_for_sums_is_refused() -> None:
-    with pytest.raises(TargetError, match=r"add='one', but this file rounds both .*onnxruntime-cpu"):
+def test_a_sum_that_the_runtime_would_fuse_with_its_convolution_is_refused() -> None:
+    with pytest.raises(TargetError, match=r"'add_4'.* fuses this sum with 'conv_3' and rounds once .*onnxruntime-cpu"):
         export(replace(residual_program(0, 4, 4), add="one"))
 
 

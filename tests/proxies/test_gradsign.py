@@ -85,6 +85,12 @@ def test_the_gradient_of_every_convolution(geometry: tuple[tuple[int, int], ...]
         one = F.conv2d(a[index : index + 1], weight, None, stride, padding, dilation, groups)  # type: ignore[call-overload]
         (wanted,) = torch.autograd.grad(one, weight, g[index : index + 1])
         torch.testing.assert_close(found[index], wanted, rtol=1e-10, atol=1e-12)
+    # float32 goes another way on a CPU
+    single = sample_gradients(
+        a.float(), g.float(), weight.detach().float(), Geometry(stride, padding, dilation, groups)
+    )  # type: ignore[arg-type]
+    assert single.dtype == torch.float32
+    torch.testing.assert_close(single.double(), found, rtol=1e-4, atol=1e-4)
 
 
 def test_one_sample_counts_the_weights_that_have_a_gradient() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nasq import Choice, Supernet, elastic
 from nasq.cost import CostModel, counted_macs
 from nasq.errors import InputError
+from nasq.quant import quantize
 from nasq.quant.adapters import LowBitLinear, adapter_parameters, bits_of, separate_bits, stored_bytes
 from nasq.quant.groups import gptq, round_to_nearest
 from nasq.training import Balanced
@@ -250,6 +251,15 @@ def test_the_balanced_sampler_trains_it() -> None:
                 (supernet(x) - wanted).square().mean().backward()
         optimizer.step()
     assert error() < 0.7 * before
+
+
+def test_quantize_refuses_layers_with_frozen_weights_and_takes_the_extracted_ones() -> None:
+    supernet, x = adapted(), weights(1, 8).float()
+    with pytest.raises(InputError, match=r"'first\.branches\.2'.*separate_bits.*Extract a subnet first"):
+        quantize(supernet.module, x)
+    plain = supernet.extract(supernet.space.largest())
+    found = quantize(plain, x, weight_bits=(8,), activation_bits=(8,))
+    torch.testing.assert_close(found(x, mode="float"), plain(x))
 
 
 @pytest.mark.parametrize(

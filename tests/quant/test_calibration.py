@@ -242,3 +242,46 @@ def test_extracted_forms_keep_what_they_learned() -> None:
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
     calibrate(plain, images(8) * 3)
     assert all(torch.equal(tensor, before[name]) for name, tensor in plain.state_dict().items())
+
+
+def deep_net(layers: int = 6) -> nn.Sequential:
+    """Convolutions whose outputs shrink by ten each, with BatchNorm behind them."""
+    parts: list[nn.Module] = []
+    for _ in range(layers):
+        conv = nn.Conv2d(3, 3, 1, bias=False)
+        nn.init.normal_(conv.weight, std=0.05, generator=generator(len(parts)))
+        parts += [conv, nn.BatchNorm2d(3), nn.ReLU()]
+    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(192, 2))
+
+
+def steps_of(network: nn.Module) -> list[float]:
+    return [float(m.quantizer.form().grid().step.detach()) for m in network.modules() if isinstance(m, LayerProducer)]
+
+
+def test_a_norm_that_was_never_updated_is_calibrated_with_the_batch() -> None:
+    """Statistics 0 and 1 are nobody's: with them, each layer of an untrained network would be smaller than the last."""
+    net, x = deep_net(), images(16)
+    network = quantize(net, images(1), weight_bits=(8,), activation_bits=(8,))
+    state = {name: tensor.clone() for name, tensor in network.state_dict().items() if "running" in name}
+    calibrate(network, x)
+    assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in state.items())
+    assert min(steps_of(network)[:-1]) > 0.005
+    with torch.no_grad():
+        supernet = Supernet(network)
+        statistics = supernet.recalibrate({}, [x])
+        with supernet.activate({}, statistics):
+            network.eval()
+            integers, real = network(x), network(x, mode="float")
+    assert (integers - real).abs().max() < 0.1 * real.abs().max()
+
+
+def test_a_norm_with_statistics_of_its_own_keeps_them_in_calibration() -> None:
+    net, x = deep_net(1), images(16)
+    for mean in (0.5, 0.0):
+        net[1].running_mean.fill_(mean)
+        net[1].num_batches_tracked.fill_(1 - int(2 * mean))  # either says that they are its own
+        network = quantize(net, images(1), weight_bits=(8,), activation_bits=(8,))
+        calibrate(network, x)
+        quantizer = ActivationQuantizer("x", False, (8,), ("symmetric",))
+        initialise_activation(quantizer, net.eval()[:3](x))
+        assert steps_of(network)[0] == pytest.approx(float(quantizer.form().grid().step.detach()), rel=1e-4)

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from nasq import Choice, Supernet, elastic
 from nasq.errors import InputError, TargetError
-from nasq.quant import QuantizedNetwork, calibrate, quantize
+from nasq.quant import QuantizedNetwork, calibrate, freeze, quantize
 from nasq.quant.combining import AddProducer, AvgPoolProducer, ConcatProducer
 from nasq.quant.passing import Clip
 from nasq.quant.producers import LayerProducer, Producer
+from nasq.quant.program import Conv
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from nasq.targets import load
 
@@ -444,11 +445,49 @@ def test_unknown_targets_are_listed() -> None:
         quantize(nn.Sequential(conv()), images(1), "tensorrt-9000")
 
 
-def test_a_rule_for_sums_that_is_not_computed_is_refused() -> None:
-    """A program must not name a rule by which nothing was evaluated."""
-    net = Net(lambda net, x: net.a(x) + net.b(x), a=conv(), b=conv(3, 4, 3))
-    with pytest.raises(InputError, match=r"one"):
-        quantize(net, images(1), replace(load("generic"), add="one"))
+def test_by_the_rule_one_a_convolution_and_the_sum_behind_it_are_one_operation() -> None:
+    """The first convolution is added as it is; the second one, the shortcut, is quantized in front of the sum."""
+    net = Net(
+        lambda net, x: torch.relu(net.norm(net.a(x)) + net.b(x)), a=conv(), b=conv(3, 4, 3), norm=nn.BatchNorm2d(4)
+    )
+    made = quantize(net, images(4), replace(load("generic"), add="one"), weight_bits=(4,), activation_bits=(4,))
+    calibrate(made, images(16))
+    supernet = Supernet(made.eval())
+    with supernet.activate(supernet.space.largest()), torch.no_grad():
+        program, found, fake = freeze(made), made.integers(images(4)), made(images(4), mode="fake")
+    assert [(op.kind, op.path, len(op.inputs)) for op in program.ops] == [
+        ("input", "input", 0), ("conv", "b", 1), ("conv", "a", 2)
+    ]  # fmt: skip
+    assert program.add == "one" and program.output.low == program.output.zero_point
+    x, shortcut, total = (op.output for op in program.ops)
+    layer = program.ops[2]
+    assert isinstance(layer, Conv)
+    # By the book, in float64: nothing is rounded between the convolution and the sum.
+    first = torch.round(images(4) / x.scale).add(x.zero_point).clamp(x.low, x.high).double() - x.zero_point
+    beside = program.ops[1]
+    assert isinstance(beside, Conv)
+    q = _by_the_book(beside, first, x.scale, 0.0) - shortcut.zero_point
+    wanted = _by_the_book(layer, first, x.scale, q * shortcut.scale)
+    assert int((wanted != found).sum()) == 0
+    assert (fake - (found.float() - total.zero_point) * total.scale).abs().max() <= 1.01 * total.scale
+
+
+def _by_the_book(layer: Conv, x: torch.Tensor, step: float, shortcut: torch.Tensor | float) -> torch.Tensor:
+    made, window = layer.output, (layer.stride, layer.padding, layer.dilation, layer.groups)
+    sums = F.conv2d(x, torch.from_numpy(layer.used).double(), None, *window)
+    scale, bias = (torch.tensor(a).double().reshape(-1, 1, 1) for a in (layer.weight_scale, layer.bias))
+    real = (sums + bias) * scale * step + shortcut
+    return torch.round(real / made.scale).add(made.zero_point).clamp(made.low, made.high)
+
+
+def test_a_sum_of_other_tensors_is_the_same_in_both_rules() -> None:
+    net = Net(lambda net, x: torch.relu(net.a(x)) + net.b(x), a=conv(), b=nn.MaxPool2d(1))
+    net.b = nn.Sequential(conv(3, 4, 3), nn.ReLU())
+    made = quantize(net, images(1), replace(load("generic"), add="one"))
+    calibrate(made, images(4))
+    with Supernet(made.eval()).activate(Supernet(made).space.largest()):
+        kinds = [(op.kind, len(op.inputs)) for op in freeze(made).ops]
+    assert kinds == [("input", 0), ("conv", 1), ("conv", 1), ("add", 2)]
 
 
 def test_an_operation_that_the_target_does_not_have_is_refused() -> None:

@@ -96,6 +96,28 @@ def test_slots_are_in_the_network_s_order_and_magnitudes_are_kept() -> None:
     assert not scaled(np.ones(3)).any()
 
 
+def test_choices_stand_beside_the_statistics() -> None:
+    """Two subnets whose layers look the same, and whose choices decide, are told apart by them alone."""
+    cells = [{"op": option, "width": width} for option in ("skip", "none") for width in (8, 16)] * 5
+    same = [nodes(1)[0]] * len(cells)
+    worth = [float(cell["op"] == "skip") + 0.1 * (cell["width"] == 16) for cell in cells]
+    features = Features.of(same, "slots", False, cells)  # type: ignore[arg-type]
+    assert features.choices == (("op", ('"none"', '"skip"')), ("width", ("16", "8")))
+    assert features.vector(same[0], {"op": "skip", "width": 16})[-4:].tolist() == [0, 1, 1, 0]
+    assert features.vector(same[0], {"op": "new"})[-4:].tolist() == [0, 0, 0, 0]  # an inactive choice, a strange option
+    assert Features.from_json(json.loads(json.dumps(features.to_json()))) == features
+    config = RankerConfig(epochs=30, members=1, width=16, depth=1, segments=2, choices=True, learning_rate=1e-2)
+    made = fit(same, worth, config=config, cells=cells)  # type: ignore[arg-type]
+    predicted, _ = made.predict(same[:4], cells=cells[:4])  # type: ignore[arg-type]
+    assert kendalltau(predicted, worth[:4]).statistic == 1
+    with pytest.raises(InputError, match="looks at the subnets' choices and none were given"):
+        made.predict(same[:4])
+    with pytest.raises(InputError, match="choices are to be features .* no subnets were given"):
+        fit(same, worth, config=config)
+    with pytest.raises(InputError, match="3 cells were given for the statistics of 4 subnets"):
+        made.predict(same[:4], cells=cells[:3])  # type: ignore[arg-type]
+
+
 vectors = st.lists(st.floats(-5, 5), min_size=2, max_size=12).flatmap(
     lambda x: st.tuples(st.just(x), st.lists(st.floats(-5, 5), min_size=len(x), max_size=len(x)))
 )

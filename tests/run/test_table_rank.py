@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -17,6 +18,9 @@ from nasq.run.directory import RunDirectory
 from nasq.run.flow import open_workshop, prepare, stage
 from nasq.run.search import Evaluation
 from nasq.run.table_rank import rank_supernet, with_largest_bits
+from nasq.supernet import Supernet
+from nasq.training.region import Region
+from nasq.training.splitting import Forest
 from tests.run.tiny import Call, refused
 
 SETTINGS = [
@@ -68,6 +72,38 @@ def test_a_table_of_architectures_is_ranked_at_the_largest_bits(opened: tuple[Ru
         assert {option for name, option in full.items() if name.endswith("weight_bits")} == {8}
         assert value == pytest.approx(100 * evaluation.accuracy(full))
     assert Table.read(run.path / "ranking" / "scores.csv").subnets == subnets
+
+
+def test_a_forest_ranks_each_subnet_with_its_own_leaf(opened: tuple[RunDirectory, Workshop]) -> None:
+    run, workshop = opened
+    first = workshop.supernet
+    assert isinstance(first, Supernet)
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        for parameter in second.parameters():
+            parameter.zero_()
+    regions = Region(first.space, {}).split("stem.width", [[0], [1, 2]])
+    Forest(regions, [first, second]).save(run.forest)
+    workshop = open_workshop(run)
+    assert isinstance(workshop.supernet, Forest)
+    subnets = architectures(workshop, 8)
+    table = Table({"acc": np.arange(8.0)}, subnets=subnets)
+    _, scores = rank_supernet(run, workshop, table, resamples=5)
+    leaves = scores.metrics["leaf"]
+    assert [subnet["stem.width"] == 16 for subnet in subnets] == (leaves == 0).tolist() and len(set(leaves)) == 2
+    evaluation = Evaluation(workshop)
+    for subnet, value in zip(subnets, scores.metrics["inherited"], strict=True):
+        full = with_largest_bits(workshop.supernet.space, subnet)
+        assert value == pytest.approx(100 * evaluation.accuracy(full))
+    assert len(set(scores.metrics["inherited"][leaves == 1])) == 1  # all weights zero: one class always
+    # A leaf that changed is evaluated again: what was kept belongs to other weights.
+    before = {path.name for path in (run.path / "ranking").glob("inherited-*")}
+    second.load_state_dict(first.state_dict())
+    Forest(regions, [first, second]).save(run.forest)
+    _, again = rank_supernet(run, open_workshop(run), table, resamples=5)
+    after = {path.name for path in (run.path / "ranking").glob("inherited-*")}
+    assert len(before) == 1 and len(after) == 2
+    np.testing.assert_array_equal(again.metrics["inherited"][leaves == 0], scores.metrics["inherited"][leaves == 0])
 
 
 def test_subnets_with_bits_are_taken_as_they_are_and_kept(opened: tuple[RunDirectory, Workshop]) -> None:

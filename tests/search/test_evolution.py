@@ -8,7 +8,7 @@ import pytest
 
 from nasq.errors import ArtifactError, InfeasibleError, InputError, NasqError
 from nasq.search import NSGA2, Objective, ObjectiveEvaluator, RandomSearch, hypervolume
-from nasq.search.algorithm import Generational
+from nasq.search.algorithms import Generational
 from nasq.space import Choice, SearchSpace, Subnet
 
 from .toy import ACCURACY, Costs, joint_space, limit, objective
@@ -101,8 +101,8 @@ def test_states_of_other_settings_are_refused() -> None:
         {"rows": [[0]]},
         {"values": []},
         {"told": {"nobody": [1.0, 2.0]}},
-        {"parents": [99]},
-        {"generation": "x"},
+        {"ends": [0, 99]},
+        {"ends": "x"},
     ],
 )
 def test_damaged_states_are_refused(damage: dict[str, Any]) -> None:

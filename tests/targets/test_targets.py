@@ -8,9 +8,45 @@ import pytest
 
 from nasq.errors import InputError, TargetError
 from nasq.quant.operations import KINDS
+from nasq.space import Choice, SearchSpace
 from nasq.targets import FEATURES, OPERATORS, Removal, Target, load, names
 
 GENERIC = (resources.files("nasq.targets") / "generic.toml").read_text()
+
+
+def space(**options):
+    return SearchSpace([Choice(name.replace("__", "."), given) for name, given in options.items()])
+
+
+def test_a_space_is_restricted_to_what_the_target_runs_with_a_reason_for_each_removal():
+    given = space(a__weight_bits=(1, 4, 8), a__weight_symmetry=("symmetric", "asymmetric"), b__depth=(1, 2, 99))
+    kept, gone = load("onnxruntime-cpu").restrict(given)
+    assert [choice.options for choice in kept.choices] == [(4, 8), ("symmetric",), (1, 2, 99)]
+    assert [(one.choice, one.option) for one in gone] == [("a.weight_bits", 1), ("a.weight_symmetry", "asymmetric")]
+    assert str(gone[0]).startswith("a.weight_bits: onnxruntime-cpu does not take 1-bit weights: one signed bit holds")
+    assert "0.8x of fp32 speed" in str(gone[1])
+    assert load("generic").restrict(kept) == (kept, ())
+
+
+def test_choices_with_names_of_their_own_are_restricted_where_their_feature_is_given():
+    given = space(bits=(2, 8), depth=(2, 4))
+    assert load("tensorrt").restrict(given) == (given, ())
+    kept, gone = load("tensorrt").restrict(given, {"bits": "activation_bits"})
+    assert [choice.options for choice in kept.choices] == [(8,), (2, 4)]
+    assert "a range below 8 bits needs a clip" in str(gone[0])
+    with pytest.raises(InputError, match=r"unknown choice 'bit'. Did you mean 'bits'"):
+        load("tensorrt").restrict(given, {"bit": "activation_bits"})
+    with pytest.raises(InputError, match="unknown feature of a target 'bits'"):
+        load("tensorrt").restrict(given, {"bits": "bits"})
+    with pytest.raises(TargetError, match=r"choice 'x\.weight_bits' keeps no option: .* 'tensorrt' cannot run 2-bit"):
+        load("tensorrt").restrict(space(x__weight_bits=(2, 3)))
+
+
+def test_a_target_says_why_it_cannot_run_here(monkeypatch):
+    assert load("generic").unusable() == "" and load("onnxruntime-cpu").unusable() == ""
+    assert load("tensorrt").unusable().startswith("there is no TensorRT form of the file yet")
+    monkeypatch.setattr("nasq.targets.target.find_spec", lambda name: None)
+    assert load("openvino-cpu").unusable() == "not installed: pip install 'nasq[openvino]'"
 
 
 @pytest.fixture
@@ -25,7 +61,7 @@ def own(tmp_path):
 
 
 def test_names_are_those_of_the_data_files():
-    assert names() == ("generic", "onnxruntime-cpu")
+    assert names() == ("generic", "inductor-x86", "onnxruntime-cpu", "openvino-cpu", "tensorrt", "torch-cuda")
 
 
 @pytest.mark.parametrize("name", names())
@@ -34,7 +70,9 @@ def test_every_shipped_target_is_complete(name):
     assert target.name == name and target.description.endswith(".") and target.evidence
     assert load(name) is target and hash(target) == hash(load(name)) and pickle.loads(pickle.dumps(target)) == target
     assert set(target.operators) <= set(OPERATORS)
-    assert (target.weight_bits, target.activation_bits) == (tuple(range(2, 9)),) * 2
+    eight = name in ("inductor-x86", "tensorrt")
+    assert (target.weight_bits, target.activation_bits) == ((8,) if eight else tuple(range(2, 9)),) * 2
+    assert target.executes == ("execution" not in target.refused)
     for feature in FEATURES:
         assert target.allow(feature, getattr(target, feature)) == (getattr(target, feature), [])
 
@@ -127,7 +165,9 @@ def test_bad_questions_are_named(feature, options, message):
 def test_unknown_targets_are_listed():
     with pytest.raises(InputError, match=r"unknown target 'onnxruntime'. Did you mean 'onnxruntime-cpu'\?.*own"):
         load("onnxruntime")
-    with pytest.raises(InputError, match=r"none\.toml cannot be read: No such file.*generic, onnxruntime-cpu"):
+    with pytest.raises(
+        InputError, match=r"none\.toml cannot be read: No such file.*generic, inductor-x86, onnxruntime-cpu"
+    ):
         load("/nowhere/none.toml")
     with pytest.raises(InputError, match=r"unknown target '\.\./targets/generic'"):
         load("../targets/generic")
@@ -145,9 +185,12 @@ def test_a_file_of_your_own(own):
     [
         ("weight_symmetry", "weight_symetry", r"unknown key .*own\.toml: .* mean 'weight_symmetry'"),
         ('runtime = "reference"', "", "lacks 'runtime'"),
-        ('runtime = "reference"', 'runtime = "tpu"', "'runtime' .* is 'tpu'. Allowed: onnxruntime, reference"),
+        ('runtime = "reference"', 'runtime = "tpu"', "'runtime' .* is 'tpu'. Allowed: onnxruntime, openvino"),
         ('add = "both"', 'add = "two"', "is 'two'. Allowed: both, one"),
-        ('container = "uint8"', 'container = "int8"', "is 'int8'. Allowed: uint8"),
+        ('container = "uint8"', 'container = "int4"', "is 'int4'. Allowed: uint8, int8"),
+        ('add = "both"', 'add = "both"\nexact = 1', "'exact' .* is 1. Allowed: true, false"),
+        ('add = "both"', 'add = "both"\nexecutes = false', "executes=false and does not give its reason"),
+        ("[refused]", '[refused]\nexecution = "x"', "executes=true and refuses"),
         ('name = "generic"', "name = 3", "'name' in the target file .* is 3. Give a text"),
         ('name = "generic"', 'name = " "', "Give a text"),
         ("[2, 3, 4, 5, 6, 7, 8]", "[]", r"'weight_bits' .* is \[\]. Give a list"),

@@ -94,6 +94,7 @@ def generate_pairs(
 
     Raises:
         NasqError: A value is not finite.
+        InputError: A row breaks the space's rules; names it.
         ArtifactError: The file is damaged or of another space.
     """
     _drop_torn_line(path)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from nasq.errors import InputError
 from nasq.search.objectives import Measure, Rows
+from nasq.space.rejection import redraw
 
 if TYPE_CHECKING:
     from nasq.space import SearchSpace
@@ -27,19 +28,27 @@ _STEEPEST = 3.0
 
 
 def _tilted(space: SearchSpace, count: int, rng: np.random.Generator) -> Rows:
-    """Half the rows uniform, half leaning to the first or last options of ordered choices, each by an amount of its own."""
+    """Half the rows uniform, half leaning to the first or last options of ordered choices, each by an amount of its own.
+
+    Where rules refuse 100 leaning draws of a row, it stays uniform.
+    """
     rows = space.sample_batch(count, rng)
     tilt = rng.uniform(-_STEEPEST, _STEEPEST, count)
     tilt[: count // 2] = 0.0
-    for column, choice in enumerate(space.choices):
-        size = len(choice.options)
-        if not choice.ordered or size == 1:
-            continue
-        weights = np.exp(tilt[:, None] * np.linspace(-1, 1, size))
-        cumulative = np.cumsum(weights / weights.sum(1, keepdims=True), axis=1)
-        drawn = (rng.random(count)[:, None] > cumulative).sum(1).clip(0, size - 1)
-        rows[:, column] = np.where(tilt == 0, rows[:, column], drawn)
-    return space.canonical(rows)
+
+    def leaning(at: NDArray[np.intp]) -> Rows:
+        found, steep = rows[at], tilt[at]
+        for column, choice in enumerate(space.choices):
+            size = len(choice.options)
+            if not choice.ordered or size == 1:
+                continue
+            weights = np.exp(steep[:, None] * np.linspace(-1, 1, size))
+            cumulative = np.cumsum(weights / weights.sum(1, keepdims=True), axis=1)
+            drawn = (rng.random(len(at))[:, None] > cumulative).sum(1).clip(0, size - 1)
+            found[:, column] = np.where(steep == 0, found[:, column], drawn)
+        return found
+
+    return redraw(space.settle, leaning, rows, differ=False)
 
 
 class TransitionTable:
@@ -87,7 +96,8 @@ class TransitionTable:
             for option in range(len(choice.options)):
                 other = rows.copy()
                 other[:, column] = option
-                if bool((self.measure(self.space.canonical(other)) != before).any()):
+                settled, member = self.space.settle(other)  # rules may refuse a change
+                if bool((self.measure(settled[member]) != before[member]).any()):
                     found.append(choice.name)
                     break
         return found
@@ -146,16 +156,23 @@ class TransitionSampler:
     def draw(self, targets: Sequence[float], count: int = 1) -> Rows:
         """``count`` canonical rows near ``targets``, one number per table in its measure's unit.
 
+        In a space with rules, a row whose draws they refuse is drawn again, at most 100 times; then it is a uniform one.
+
         Raises:
             InputError: The number of targets is not that of the tables.
         """
         if len(targets) != len(self.tables):
             raise InputError(f"got {len(targets)} targets for {len(self.tables)} transition tables; give one for each.")
         rows = self.space.sample_batch(count, self.rng)
-        for table, target in zip(self.tables, targets, strict=True):
-            for name, chances in table.probabilities(target).items():
-                rows[:, self.space.positions[name]] = self.rng.choice(len(chances), size=count, p=chances)
-        return self.space.canonical(rows)
+        found = [table.probabilities(target) for table, target in zip(self.tables, targets, strict=True)]
+
+        def near(at: NDArray[np.intp]) -> Rows:
+            drawn = rows[at]
+            for name, chances in (pair for table in found for pair in table.items()):
+                drawn[:, self.space.positions[name]] = self.rng.choice(len(chances), size=len(at), p=chances)
+            return drawn
+
+        return redraw(self.space.settle, near, rows, differ=False)
 
     def spread(self, low: float, high: float, count: int) -> Rows:
         """``count`` rows, each at targets drawn uniformly from ``low`` to ``high`` for every table (EQ-Net: 2.4 to 7.6)."""

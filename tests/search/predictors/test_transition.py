@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from nasq import Choice
 from nasq.errors import InputError
 from nasq.search import Measure
-from nasq.search.predictors import TransitionSampler, TransitionTable
-from nasq.space import SearchSpace
+from nasq.search.predictors import TransitionSampler, TransitionTable, generate_pairs
+from nasq.space import SearchSpace, SpaceRules
 
 SIZES = np.array([1, 2, 3, 4, 5, 6])
 NAMES = [f"layer{index}.weight_bits" for index in range(6)]
@@ -97,3 +99,33 @@ def test_refusals() -> None:
         TransitionSampler([], rng)
     with pytest.raises(InputError, match="got 1 targets for 2 transition tables"):
         TransitionSampler([table(), table(ACTIVATIONS)], rng).draw([3.0])
+
+
+class Ascending(SpaceRules):
+    """Bits may not fall from layer to layer."""
+
+    def __init__(self) -> None:
+        self.choices = tuple(Choice(name, tuple(range(2, 9))) for name in NAMES[:3])
+        self.name, self.size = "ascending", 84  # 7 + 2 over 3
+
+    def valid(self, rows: np.ndarray) -> np.ndarray:
+        return (np.diff(rows, axis=1) >= 0).all(axis=1)
+
+
+def test_nothing_that_rules_refuse_is_drawn(tmp_path: Path) -> None:
+    space = SearchSpace([*Ascending().choices, Choice("free", (1, 2))], rules=Ascending())
+    assert space.size == 2 * 84
+    measure = Measure("bits", "bits", lambda rows: rows[:, :3].mean(1) + 2.0)
+    made = TransitionTable(space, measure, np.random.default_rng(0), draws=4000)
+    assert {space.names[column] for column in made.columns} == set(NAMES[:3])
+    sampler = TransitionSampler([made], np.random.default_rng(1))
+    means = []
+    for target in (3.0, 7.0):
+        rows = sampler.draw([target], 200)
+        assert space.settle(rows)[1].all() and np.array_equal(space.canonical(rows), rows)
+        means.append(measure(rows).mean())
+    assert means[0] < 3.8 and means[1] > 6.2
+    pairs = generate_pairs(space, rows[:5], lambda subnet: float(subnet["free"]), tmp_path / "pairs.jsonl")
+    assert np.array_equal(pairs.rows, rows[:5])
+    with pytest.raises(InputError, match="not valid by the rules 'ascending'"):
+        generate_pairs(space, np.array([[3, 2, 1, 0]], np.int16), lambda subnet: 0.0, tmp_path / "pairs.jsonl")

@@ -1,0 +1,80 @@
+"""Which runtime runs a bundle's file: the one of its target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from nasq import targets
+from nasq.deploy import openvino, runtimes
+from nasq.deploy.openvino import OpenVino
+from nasq.deploy.runtimes import Coverage, OnnxRuntime, Runtime
+from nasq.errors import TargetError, choose_from
+from nasq.quant.program import Program
+from nasq.targets import Target
+
+__all__ = ["ENGINES", "Engine", "engine_of", "named", "target_of"]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What nasq does with a runtime.
+
+    Attributes:
+        name: Such as ``"onnxruntime"``.
+        open: ``(file or bytes, threads, session options, largest batch)`` to a runtime.
+        open_fixed: The same for calls of exactly that many images, which some runtimes compile better.
+        cut: Runs a small model, such as one layer.
+        coverage: Counts the layers that run as integer kernels: ``(file or bytes, program, session options)``.
+    """
+
+    name: str
+    open: Callable[[bytes | Path, int, Mapping[str, object], int], Runtime]
+    open_fixed: Callable[[bytes | Path, int, Mapping[str, object], int], Runtime]
+    cut: Callable[[bytes, Mapping[str, NDArray[Any]]], NDArray[Any]]
+    coverage: Callable[[bytes | Path, Program, Mapping[str, object] | None], Coverage]
+
+
+def _fixed_openvino(model: bytes | Path, threads: int, session: Mapping[str, object], batch: int) -> Runtime:
+    return OpenVino(model, threads, session, batch=batch)
+
+
+ENGINES: Mapping[str, Engine] = {
+    "onnxruntime": Engine("onnxruntime", OnnxRuntime, OnnxRuntime, runtimes.run_cut, runtimes.integer_coverage),
+    "openvino": Engine("openvino", OpenVino, _fixed_openvino, openvino.run_cut, openvino.integer_coverage),
+}
+"""Every runtime that nasq can run files on, by name."""
+
+
+def named(name: str) -> Engine:
+    """An engine by its name.
+
+    Raises:
+        InputError: There is none; lists those there are.
+    """
+    if name not in ENGINES:
+        raise choose_from("runtime", name, ENGINES)
+    return ENGINES[name]
+
+
+def target_of(program: Program) -> Target | None:
+    """The target a program was made for, if it is one that nasq ships."""
+    return targets.load(program.target) if program.target in targets.names() else None
+
+
+def engine_of(program: Program) -> Engine:
+    """What runs a program's file; onnxruntime for the reference's own target, which has no runtime.
+
+    Raises:
+        TargetError: nasq does not run files of that target; gives the reason.
+    """
+    target = target_of(program)
+    if target is None:
+        return ENGINES["onnxruntime" if program.add == "both" else "openvino"]
+    if not target.executes:
+        raise TargetError(f"nasq does not run files of the target {target.name!r}: {target.refused['execution']}.")
+    return ENGINES["onnxruntime" if target.runtime == "reference" else target.runtime]

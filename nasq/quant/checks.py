@@ -1,0 +1,64 @@
+"""What :func:`nasq.quant.quantize` makes sure of before it builds, and of what it built."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from nasq.elastic.base import share_active
+from nasq.elastic.graph import Graph
+from nasq.elastic.read import read_space
+from nasq.errors import InputError
+from nasq.quant.adapters import LowBitLinear
+from nasq.quant.network import QuantizedNetwork
+from nasq.quant.recipes import RECIPES, unsupported
+
+__all__ = ["check_same", "check_supported"]
+
+
+def check_supported(graph: Graph) -> None:
+    """Every operation of a traced network has an integer form.
+
+    Raises:
+        InputError: Names the one that has none, with its path.
+    """
+    # What a mask holds is known from its kind.
+    masks = {source for node in graph.walk() if node.kind == "mask" for source in node.inputs[1:]}
+    for node in graph.walk():
+        if node not in masks and node.kind not in {"input", "conv", "linear", "norm", "container", *RECIPES}:
+            raise unsupported(node)
+        if isinstance(node.module, LowBitLinear):
+            raise InputError(
+                f"the layer {node.path!r} chooses among frozen weights of its own for each bit-width (separate_bits), and "
+                "quantize() puts choices of bits on one shared weight. Extract a subnet first, supernet.extract(subnet): "
+                "its layers are plain; or quantize the network that separate_bits was given."
+            )
+
+
+def _alike(wanted: Tensor, found: Tensor) -> bool:
+    """Equal up to fp32's rounding, whose error in a sum goes with the largest of the numbers."""
+    largest = float(wanted.nan_to_num(posinf=0, neginf=0).abs().max()) if wanted.numel() else 0.0
+    return torch.allclose(wanted, found, rtol=1e-4, atol=1e-5 * max(largest, 1.0), equal_nan=True)
+
+
+def check_same(original: nn.Module, network: QuantizedNetwork, example: Tensor) -> None:
+    """The traced form computes what the module computes, for other subnets and another batch size."""
+    space = read_space(original)
+    real, traced = share_active(original), share_active(network)
+    noise = torch.randn(3, *example.shape[1:], generator=torch.Generator().manual_seed(0)).to(example)
+    original.eval()
+    network.eval()
+    rows = space.sample_batch(2, torch.Generator().manual_seed(0))
+    for subnet in [space.smallest(), space.largest(), *space.to_subnets(rows)]:
+        for active in (real, traced):
+            active.clear()
+            active.update(subnet)
+        with torch.no_grad():
+            wanted, found = original(noise), network(noise, mode="float")
+        if wanted.shape != found.shape or not _alike(wanted, found):
+            raise InputError(
+                f"the traced form of {type(original).__name__} does not compute what the module computes for the subnet "
+                f"{subnet.to_json()[:200]}: its forward depends on a size that holds a choice, or on values. Use flatten "
+                "instead of view with fixed sizes, and OneOf or Repeat instead of Python conditions."
+            )
+    network.train(True)

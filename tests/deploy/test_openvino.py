@@ -1,0 +1,103 @@
+"""The runtime OpenVINO: fused sums, coverage, exactness with steps that are powers of two, refusals."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nasq.deploy import bundle, engines, openvino, parity
+from nasq.deploy.onnx import export
+from nasq.deploy.reference import Reference
+from nasq.errors import ArtifactError, InputError, MissingPackageError, TargetError
+from tests.deploy.programs import fused_program, in_powers_of_two, random_input, residual_program
+
+PROGRAM = fused_program(residual_program(0, 4, 4, 4, (8, 8)))
+IMAGES = random_input(PROGRAM, 16, 1)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("openvino")
+    path = tmp_path_factory.mktemp("openvino") / "b"
+    bundle.write(path, PROGRAM, {parity.MODEL: export(PROGRAM)})
+    return path
+
+
+def test_a_fused_network_passes_its_gate_and_every_layer_and_sum_is_an_integer_kernel(directory: Path) -> None:
+    report = parity.check(directory, IMAGES, layer_images=8)
+    assert report.passed, report.summary()
+    assert report.runtime.startswith("openvino 20") and report.target == "openvino-cpu"
+    assert report.coverage.total["sums"] == 3 and report.coverage.total["convolutions"] == 8
+    assert report.coverage.integer == report.coverage.total and report.coverage.floats == ()
+    assert report.coverage.kernels["Convolution I8"] == 8
+    assert sum(layer.differing for layer in report.layers) <= 1 and report.same_class == 1.0
+    assert not any(layer.exact for layer in report.layers) and len(report.layers) == len(PROGRAM.ops)
+
+
+def test_a_file_that_computes_something_else_is_found_and_named(directory: Path, tmp_path: Path) -> None:
+    """A shortcut's zero-point moved in the file alone."""
+    layer = PROGRAM.ops[3]
+    shortcut = PROGRAM.tensor(layer.inputs[1])
+    ops = [replace(op, output=replace(op.output, zero_point=9)) if op.output is shortcut else op for op in PROGRAM.ops]
+    bundle.write(tmp_path / "b", PROGRAM, {parity.MODEL: export(replace(PROGRAM, ops=ops))})
+    report = parity.check(tmp_path / "b", IMAGES, layer_images=4)
+    assert not report.passed and "zero-point" in report.findings[0]
+    assert any(one.path == layer.path and not one.passed for one in report.layers) and report.diagnosis
+
+
+def test_steps_that_are_powers_of_two_are_exact_on_both_runtimes(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    for bits in (8, 3):
+        plain = in_powers_of_two(residual_program(bits, bits, bits, 4, (8, 8)))
+        for program in (plain, fused_program(plain)):
+            path = tmp_path / f"{bits}-{program.add}"
+            bundle.write(path, program, {parity.MODEL: export(program)})
+            engine, x = engines.engine_of(program), random_input(program, 64, bits)
+            assert engine.name == ("openvino" if program.add == "one" else "onnxruntime")
+            found = engine.open(path / parity.MODEL, 1, {}, 64).run(x)
+            np.testing.assert_array_equal(found, Reference(path).run(x))
+
+
+def test_any_batch_and_a_fixed_one(directory: Path) -> None:
+    data = (directory / parity.MODEL).read_bytes()
+    whole = openvino.OpenVino(directory / parity.MODEL).run(IMAGES)
+    fixed = openvino.OpenVino(data, batch=4)
+    np.testing.assert_array_equal(openvino.OpenVino(data, chunk=5).run(IMAGES), whole)
+    np.testing.assert_array_equal(fixed.run(IMAGES), whole)
+    output = PROGRAM.output
+    steps = whole.astype(np.float32) - output.zero_point
+    np.testing.assert_array_equal(fixed.logits(IMAGES), steps * np.float32(output.scale))
+    with pytest.raises(InputError, match="compiled for batches of 4 images, and 15 is not"):
+        fixed.run(IMAGES[:15])
+
+
+def test_bad_questions_are_named(directory: Path) -> None:
+    path = directory / parity.MODEL
+    with pytest.raises(InputError, match="unknown property of OpenVINO's CPU plugin 'PRECISION'"):
+        openvino.OpenVino(path, session={"PRECISION": "f32"})
+    with pytest.raises(InputError, match="threads is 0; it must be at least 1"):
+        openvino.OpenVino(path, 0)
+    with pytest.raises(ArtifactError, match=r"openvino 20\d\d.* refuses the ONNX file"):
+        openvino.OpenVino(b"no model")
+    with pytest.raises(TargetError, match="no output 'other'; it has"):
+        openvino.OpenVino(path)._fetch("other", IMAGES)
+    with pytest.raises(InputError, match=r"unknown runtime 'openvin'. Did you mean 'openvino'"):
+        engines.named("openvin")
+
+
+def test_without_openvino_the_message_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "openvino", None)
+    with pytest.raises(MissingPackageError, match=r"'openvino' is needed .* pip install 'nasq\[openvino\]'"):
+        openvino.OpenVino(b"")
+
+
+def test_a_shortcut_of_another_shape_is_refused(tmp_path: Path) -> None:
+    layer = PROGRAM.ops[3]
+    ops = [replace(op, inputs=(op.inputs[0], PROGRAM.ops[0].output.name)) if op is layer else op for op in PROGRAM.ops]
+    with pytest.raises(ArtifactError, match=r"makes shape \(4, 8, 8\), and the shortcut it adds has shape \(3, 8, 8\)"):
+        bundle.write(tmp_path / "b", replace(PROGRAM, ops=ops))
+    with pytest.raises(ArtifactError, match=r"reads 2 tensors; allowed: 1\."):
+        bundle.write(tmp_path / "c", replace(PROGRAM, add="both"))

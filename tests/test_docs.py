@@ -52,7 +52,8 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_pages_with_code_are_those_meant() -> None:
     wanted = {"README.md", "docs/quickstart.md", "docs/new_space.md", "docs/own_loop.md", "docs/quantization.md",
               "docs/integer_arithmetic.md", "docs/config.md", "docs/bundle.md", "docs/tables.md",
-              "docs/eq_net.md", "docs/targets.md", "docs/splits.md", "docs/training.md", "docs/convert.md", "docs/proxies.md"}  # fmt: skip
+              "docs/eq_net.md", "docs/targets.md", "docs/splits.md", "docs/training.md", "docs/convert.md", "docs/proxies.md",
+              "docs/search.md", "docs/algorithms.md"}  # fmt: skip
     assert {name(page) for page in WITH_PYTHON} == wanted
 
 
@@ -87,7 +88,7 @@ def test_command_lines_exist(page: str, line: str) -> None:
 def test_the_check_of_command_lines_finds_errors() -> None:
     assert len(COMMANDS) > 20
     for wrong in (
-        "nasq finetune",
+        "nasq finetun",
         "nasq run --evaluations 3",
         "nasq pick --json",
         "nasq show a b",

@@ -169,10 +169,38 @@ def _worked(directory: Path, output: Output, work: Any) -> Any:
 
 
 @app.command()
-def bench(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None:
+def bench(
+    directory: RunPath,
+    table: Annotated[
+        bool, typer.Option("--table", help="Measure a per-layer latency table for search instead.")
+    ] = False,
+    subnets: Annotated[int, typer.Option(min=8, help="Subnets that the table is made of.")] = 24,
+    end_to_end: Annotated[bool, typer.Option("--end-to-end", help="Time image files to classes instead.")] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(help="A former bench.json: fail where something became slower.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="With --baseline: slower by this share is still the same.")] = 0.1,
+    json: Json = False,
+    quiet: Quiet = False,
+) -> None:
     """Time the best exported subnet of a run beside its fp32 form."""
+    from nasq.cli import benching
+
     output = Output(json, quiet)
+    if table:
+        benching.show_table(_worked(directory, output, lambda run, shop, _: benching.table(run, shop, subnets)), output)
+        return
+    if end_to_end:
+        benching.show_end_to_end(
+            _worked(directory, output, lambda run, shop, _: benching.end_to_end(run, shop)), output
+        )
+        return
+    before = benching.read_baseline(baseline)
     _, found = _stage(directory, "bench", output)
+    if before is not None:
+        if benching.show_changes(before, found, tolerance, output):
+            raise typer.Exit(1)
+        return
     rows = [
         {"candidate": row["candidate"], "batch": row["batch"], "median ms": row["median"], "p95 ms": row["p95"],
          "images/s": row["throughput"], "peak MiB": row["peak_mib"]}

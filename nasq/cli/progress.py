@@ -104,6 +104,18 @@ class RunProgress:
         self.search_began = time.perf_counter()
         self.known = event["known"]
 
+    def _on_search_warm_start(self, event: Mapping[str, Any]) -> None:
+        self._say(f"  beginning with {event['subnets']} subnets of the front of {event['run']}")
+
+    def _on_search_lost(self, event: Mapping[str, Any]) -> None:
+        self._say(f"  the worker of {event['subnet']} is lost; the subnet is given to another")
+
+    def _on_search_worker(self, event: Mapping[str, Any]) -> None:
+        self._say(f"  worker {event['pid']} ended with code {event['code']}")
+
+    def _on_search_waiting(self, event: Mapping[str, Any]) -> None:
+        self._say(f"  waiting for the storage: {event['reason']}")
+
     def _on_search_evaluated(self, event: Mapping[str, Any]) -> None:
         seconds = max(time.perf_counter() - self.search_began, 1e-9)
         rate = (event["done"] - self.known) / seconds

@@ -159,12 +159,12 @@ def ranker_fit(
     from nasq.run.ranker import fit_ranker
 
     config = RankerConfig(
-        kind=features,
+        kind=features,  # type: ignore[arg-type]
         loss=loss,
         epochs=epochs,
         members=members,
         seed=seed,
-        choices=choices,  # type: ignore[arg-type]
+        choices=choices,
     )
     facts = fit_ranker(scores, table, out, metric, count, config)
     tau = "" if facts["kendall"] is None else f", Kendall {facts['kendall']:.3f} on the other {facts['tested_on']}"

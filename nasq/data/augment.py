@@ -98,7 +98,9 @@ class Augment:
         drawn = torch.rand(count, 8, generator=self.generator, device=self.generator.device)[
             first : first + len(images)
         ]
-        flip, angle, shift_y, shift_x, crop_y, crop_x, cut_y, cut_x = drawn.to(images.device).unbind(1)
+        # To a device the numbers are sent without waiting for it; from one, they have to be waited for.
+        drawn = drawn.to(images.device, non_blocking=images.device.type == "cuda")
+        flip, angle, shift_y, shift_x, crop_y, crop_x, cut_y, cut_x = drawn.unbind(1)
         if policy.flip:
             images = torch.where((flip < 0.5).view(-1, 1, 1, 1), images.flip(-1), images)
         if policy.rotate or policy.shift:

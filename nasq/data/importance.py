@@ -84,7 +84,10 @@ def fold(running: Tensor, seen: Tensor, at: Tensor, values: Tensor) -> None:
         running[entries] * 0.5 ** counts.to(running.dtype),
         torch.zeros_like(entries, dtype=running.dtype),
     )
-    running[entries] = start.index_add(0, place, values.to(running.dtype) * weight)
+    # CUDA adds in any order: in float64 that leaves no trace in the fp32 result.
+    kind = torch.float64 if values.device.type == "cuda" else running.dtype
+    added = start.to(kind).index_add(0, place, values.to(kind) * weight.to(kind))
+    running[entries] = added.to(running.dtype)
     seen[entries] = True
 
 

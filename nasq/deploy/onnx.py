@@ -9,8 +9,8 @@ and clips stand on the integers themselves. These forms were measured to be exac
   weights 1 and weight scale ``fp32(1 / count)``, because the runtime's windowed kernel adds floats.
 * A linear layer is a ``Gemm``; it becomes an integer kernel only if its weights carry an explicit zero-point.
 * Weights of fewer than 8 bits are stored as a dense stream of bits, which a few integer nodes spread out to ``int8``.
-  The runtime folds these nodes away when it loads the file: fewer bytes, the same kernels. (ONNX's ``INT4`` read by
-  ``DequantizeLinear`` stays in float, and onnxruntime 1.22 has no ``Cast`` for it.)
+  The runtime folds these nodes away when it loads the file: fewer bytes, the same kernels. (ONNX's ``INT4`` can
+  be asked for: a ``Cast`` to ``int8`` is folded as well, while ``DequantizeLinear`` of the ``INT4`` itself stays in float.)
 * Tables are a ``Gather``; softmax and normalisation are written out on exact integers, because the runtime's own kernels
   add floats in an order of their own.
 * The scale of a bias is the product of two scales that the file holds anyway, folded in the same way.
@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from nasq import targets
 from nasq.deploy.emitters import EMITTERS, Place
-from nasq.errors import InputError, TargetError, require
+from nasq.errors import InputError, TargetError, choose_from, require
 from nasq.quant import program as p
 from nasq.quant.program import Program
 from nasq.version import __version__
@@ -51,10 +51,11 @@ INTEGERS = "integers"
 """Name of the ``uint8`` output; :data:`OUTPUT` is ``(integers - zero_point) * scale``."""
 
 _IR_VERSION = 7
+_INT4_OPSET, _INT4_IR_VERSION = 21, 10
 _SCHEMA = "1"
 
 
-def export(program: Program, batch: int | None = None, packed: bool | None = None) -> bytes:
+def export(program: Program, batch: int | None = None, packed: bool | None = None, int4: Collection[str] = ()) -> bytes:
     """Serializes a program as an ONNX model with input ``input`` fp32 ``[batch, ...]`` and two outputs.
 
     ``output`` holds the final tensor dequantized to fp32, ``integers`` the same as ``uint8``. The second output changes
@@ -66,24 +67,27 @@ def export(program: Program, batch: int | None = None, packed: bool | None = Non
         packed: Whether weights of fewer than 8 bits are stored as a dense stream of bits, where that makes the file
             smaller. Unpacking takes about 0.1 s and 45 MB per million weights, once, when the file is loaded. ``None``:
             where the program's target folds the unpacking away.
+        int4: Paths of layers whose weights, of at most 4 bits, are stored as ONNX's ``INT4`` instead, which other tools read;
+            the file then needs operator set 21 instead of 13.
 
     Raises:
         TargetError: An operation or a sum that the target's runtime would compute differently; names the layer.
-        InputError: ``batch`` is below 1.
+        InputError: ``batch`` is below 1, or ``int4`` names a layer that the program does not have.
     """
+    _check_int4(program, int4)
     if batch is not None and batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1, or None for a dynamic batch size.")
     onnx = require("onnx")
     if packed is None:
         packed = targets.load(program.target).packed if program.target in targets.names() else program.add == "both"
-    graph = Graph(program, packed)
+    graph = Graph(program, packed, frozenset(int4))
     for op in program.ops:
         graph.layer(op)
     graph.finish()
     model = onnx.helper.make_model(
         graph.proto(batch if batch is not None else "batch"),
-        opset_imports=[onnx.helper.make_opsetid("", OPSET)],
-        ir_version=_IR_VERSION,
+        opset_imports=[onnx.helper.make_opsetid("", _INT4_OPSET if int4 else OPSET)],
+        ir_version=_INT4_IR_VERSION if int4 else _IR_VERSION,
         producer_name="nasq",
         producer_version=__version__,
     )
@@ -94,20 +98,32 @@ def export(program: Program, batch: int | None = None, packed: bool | None = Non
     return data
 
 
+def _check_int4(program: Program, int4: Collection[str]) -> None:
+    layers = [op.path for op in program.ops if isinstance(op, p.Linear)]
+    for path in int4:
+        if path not in layers:
+            raise choose_from("layer of int4", path, layers)
+    if int4 and any(isinstance(op, p.Softmax) for op in program.ops):
+        raise TargetError(
+            "a network with a softmax is written for operator set 13, which has no INT4. Leave out int4: weights of "
+            "fewer than 8 bits are stored as a stream of bits, which is as small."
+        )
+
+
 class Graph:
     """Nodes and initialisers while they are collected.
 
     Attributes:
         onnx: The package.
-        program, packed: As :func:`export` was given them.
+        program, packed, int4: As :func:`export` was given them.
         tensors, names: Of what was written so far, by the program's names: the tensor, and its name in the file.
         constants: The program's names of tensors that are the same for every image.
     """
 
-    def __init__(self, program: Program, packed: bool) -> None:
+    def __init__(self, program: Program, packed: bool, int4: frozenset[str] = frozenset()) -> None:
         self.onnx = require("onnx")
         self.program = program
-        self.packed = packed
+        self.packed, self.int4 = packed, int4
         self.nodes: list[Any] = []
         self.initializers: dict[str, NDArray[Any]] = {}
         self.scales: dict[bytes, str] = {}

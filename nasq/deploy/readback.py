@@ -133,7 +133,7 @@ def _fold(node: Any, inputs: list[NDArray[Any]]) -> NDArray[Any] | None:
             return inputs[0].reshape(inputs[1])
         case "MatMulInteger", ("uint8", "int8") if inputs[0].shape[-1:] == inputs[1].shape:
             return np.asarray(inputs[0].astype(np.int32) @ inputs[1].astype(np.int32))
-        case "Cast", ("uint8" | "int32",) if settings["to"].i in _CASTS:
+        case "Cast", ("uint8" | "int32" | "int4",) if settings["to"].i in _CASTS:
             cast = inputs[0].astype(_CASTS[settings["to"].i])
             return cast if np.array_equal(cast, inputs[0]) else None
     return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from nasq.errors import TargetError
+from nasq.errors import TargetError, require
 from nasq.quant.program import Conv, Linear
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ def _integers(graph: Graph, op: Linear, index: int) -> str:
     wide = op.used
     if wide.min(initial=0) < -128 or wide.max(initial=0) > 127:
         raise TargetError(f"layer {op.path!r}: weight << shift leaves int8; lower the shift of that channel.")
+    if op.path in graph.int4:
+        return _int4(graph, op, wide, index)
     bits = _stream_bits(op.weight)
     cost = op.weight.size * bits // 8 + _UNPACKING[0] + (op.shift.size + _UNPACKING[1] if op.shift.any() else 0)
     if not graph.packed or bits == 8 or cost >= op.weight.size:
@@ -55,6 +57,19 @@ def _integers(graph: Graph, op: Linear, index: int) -> str:
         factor = graph.node("Cast", [factor], f"k{index}", to=graph.onnx.TensorProto.INT32)
         spread = graph.node("Mul", [spread, factor], f"m{index}")
     return graph.node("Cast", [spread], f"w{index}", to=graph.onnx.TensorProto.INT8)
+
+
+def _int4(graph: Graph, op: Linear, values: NDArray[np.int64], index: int) -> str:
+    """ONNX's own ``INT4``, cast to ``int8``: the cast is folded when the file is loaded (behind a ``DequantizeLinear`` of the
+    ``INT4`` itself the layer would stay in float).
+    """
+    if values.min(initial=0) < -8 or values.max(initial=0) > 7:
+        raise TargetError(
+            f"layer {op.path!r} cannot store INT4: its weights reach from {values.min()} to {values.max()} "
+            f"({op.weight_bits} bits, shifts up to {op.shift.max()}). Allowed: -8 to 7. Leave it out of int4."
+        )
+    stored = graph.constant(f"i{index}", values.astype(require("ml_dtypes").int4))
+    return graph.node("Cast", [stored], f"w{index}", to=graph.onnx.TensorProto.INT8)
 
 
 def _spread(graph: Graph, values: NDArray[np.int8], bits: int, index: int) -> str:

@@ -19,7 +19,8 @@ __all__ = ["ActivationForm", "WeightForm"]
 
 
 def _step(log_step: Tensor) -> Tensor:
-    return log_step.float().exp().clamp_min(STEP_FLOOR)
+    # In float64: an fp32 exponential differs from device to device, and with it every integer near a tie.
+    return log_step.double().exp().float().clamp_min(STEP_FLOOR)
 
 
 class WeightForm(nn.Module):

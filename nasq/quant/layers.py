@@ -13,6 +13,7 @@ from nasq.elastic.base import ElasticModule
 from nasq.elastic.conv import Conv2d
 from nasq.elastic.linear import Linear
 from nasq.elastic.norm import BatchNorm2d
+from nasq.quant import arithmetic
 from nasq.quant.value import Value
 
 __all__ = ["AnyLayer", "AnyNorm", "Unit", "accumulate", "affine", "apply", "bias_of", "geometry_of", "weight_of"]
@@ -64,7 +65,13 @@ def apply(layer: AnyLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Te
     return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, **geometry)
 
 
-def accumulate(layer: AnyLayer, x: Value, weight: Tensor, symmetric: bool, wide: bool) -> Tensor:
+def is_wide(x: Value, weight: Tensor) -> bool:
+    """Whether a layer's sums on the integers ``x`` may pass 2^24; ``weight`` is shifted."""
+    assert x.grid is not None
+    return arithmetic.is_wide(weight, x.grid.low, x.grid.high, int(x.grid.zero_point))
+
+
+def accumulate(layer: AnyLayer, x: Value, weight: Tensor, symmetric: bool) -> Tensor:
     """The exact sums of a layer on integers: fp32, float64 or int32.
 
     Args:
@@ -72,7 +79,6 @@ def accumulate(layer: AnyLayer, x: Value, weight: Tensor, symmetric: bool, wide:
         x: What it reads, in mode ``"integer"``.
         weight: Integers, shifted, as fp32.
         symmetric: Whether the weights have no zero-points, so that int8 holds them.
-        wide: Whether sums may pass 2^24.
     """
     assert x.grid is not None
     geometry = geometry_of(layer, x.data)
@@ -80,7 +86,7 @@ def accumulate(layer: AnyLayer, x: Value, weight: Tensor, symmetric: bool, wide:
         sums = products.accumulate(x.data, x.grid.zero_point, weight, geometry)
         if sums is not None:
             return sums
-    kind = torch.float64 if wide else torch.float32
+    kind = torch.float64 if is_wide(x, weight) else torch.float32
     centred, weight = x.centred().to(kind), weight.to(kind)
     if geometry is None:
         return products.linear(centred, weight)

@@ -221,16 +221,14 @@ class LayerProducer(Producer):
             assert shortcut.grid is not None
             inputs, beside = (x, shortcut), (shortcut.centred(), shortcut.grid.step)
         found = self.integers(x, grid)
-        used = found.shifted
-        wide = arithmetic.is_wide(used, x.grid.low, x.grid.high, int(x.grid.zero_point))
-        accumulator = layers.accumulate(self.layer, x, used, found.zero is None, wide)
+        accumulator = layers.accumulate(self.layer, x, found.shifted, found.zero is None)
         along = layers.along_channels(self.layer, accumulator.ndim)
         integers = arithmetic.requantize(
             accumulator, found, x.grid.step, grid.step, grid.zero_point, grid.low, grid.high, along, beside
         )
         if x.recorder is None:
             return x.on(integers, grid)
-        return self._record(inputs, integers, grid, found, wide)
+        return self._record(inputs, integers, grid, found, layers.is_wide(x, found.shifted))
 
     def _record(
         self, inputs: tuple[Value, ...], integers: Tensor, grid: Grid, found: arithmetic.IntegerLayer, wide: bool

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from nasq.cuda import products
 from nasq.quant import program
 from nasq.quant.moving import permuted, viewed
 from nasq.quant.producers import Producer
@@ -82,7 +83,7 @@ class Resize(nn.Module):
             values=units.cpu().numpy().astype(np.uint8),
         )  # fmt: skip
         flat = viewed(x, (channels * height, width), self.path)
-        total = (flat.centred() @ units) / _UNITS
+        total = products.matmul(flat.centred(), units) / _UNITS
         integers = total.round_().add_(x.grid.zero_point).clamp_(x.grid.low, x.grid.high)
         product = Producer.record(x, integers, x.grid, program.MatMul, (flat, constant), self.path)
         return viewed(product, (channels, height, size), self.path)

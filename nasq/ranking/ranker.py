@@ -11,6 +11,7 @@ choices may stand beside the statistics.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -186,8 +187,10 @@ def _inputs(features: Features, subnets: Sequence[NodeStatistics], cells: Sequen
         raise InputError(
             f"{len(cells)} cells were given for the statistics of {len(subnets)} subnets. Give one for each."
         )
-    both = zip(subnets, cells or [None] * len(subnets), strict=True)
-    return torch.tensor(np.stack([features.vector(one, cell) for one, cell in both]), dtype=torch.float32)
+    known = cells or itertools.repeat(None, len(subnets))
+    return torch.tensor(
+        np.stack([features.vector(*both) for both in zip(subnets, known, strict=True)]), dtype=torch.float32
+    )
 
 
 def _network(features: Features, config: RankerConfig, member: int) -> MABN:

@@ -27,9 +27,9 @@ class _BatchStatistics(TorchFunctionMode):
 def calibrate_untrained(network: QuantizedNetwork, x: Tensor) -> None:
     """Sets every step size from one batch ``[N, ...]`` with BatchNorm as scores see it: by batch statistics.
 
-    :func:`nasq.quant.calibrate` uses the running statistics, which of an untrained network are still 0 and 1. Its
-    activations are then of another size than those that a score in training mode sees, and whatever is larger than the
-    steps' range is clipped, gradients included.
+    :func:`nasq.quant.calibrate` takes the batch's statistics only where the running ones were never updated; here they are
+    taken in any case. With others, activations are of another size than those that a score in training mode sees, and
+    whatever is larger than the steps' range is clipped, gradients included.
     """
     with _BatchStatistics():
         calibrate(network, x)

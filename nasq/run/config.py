@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nasq.errors import InputError, choose_from
 
@@ -57,18 +57,44 @@ class SplitConfig(_Part):
     restart: bool = False
 
 
+class CascadeConfig(_Part):
+    """Cheap looks before a full evaluation; see :mod:`nasq.search.cascade`. Without levels it is off."""
+
+    levels: tuple[Literal["proxy", "predictor", "part"], ...] = ()
+    proxy: str = "naswot"
+    proxy_images: int = Field(default=64, ge=2)
+    images: float = Field(default=0.25, gt=0, le=1)
+    step: int = Field(default=128, ge=1)
+    recalibration_images: int = Field(default=256, ge=1)
+    confidence: float = Field(default=3.0, gt=0)
+    dominators: int = Field(default=4, ge=1)
+    least: int = Field(default=24, ge=3)
+
+
 class SearchConfig(_Part):
     """What is searched for, and how long."""
 
     objectives: tuple[str, ...] = ("accuracy", "bytes")
     constraints: tuple[str, ...] = ()
-    algorithm: Literal["nsga2", "random"] = "nsga2"
+    algorithm: str = "nsga2"
     uniform_starts: bool = True
     evaluations: int = Field(default=200, ge=1)
     population: int = Field(default=40, ge=2)
+    batch: int | None = Field(default=None, ge=1)
     recalibration_images: int = Field(default=1024, ge=1)
     batch_size: int = Field(default=512, ge=1)
     latency_batch: int = Field(default=1, ge=1)
+    latency_table: Path | None = None
+    cascade: CascadeConfig = CascadeConfig()
+
+    @field_validator("algorithm")
+    @classmethod
+    def _installed(cls, name: str) -> str:
+        from nasq.search.algorithms import ALGORITHMS  # late, so that reading a configuration stays quick
+
+        if name not in ALGORITHMS:
+            raise ValueError(f"give one of {', '.join(ALGORITHMS)}")
+        return name
 
 
 class BenchConfig(_Part):
@@ -142,7 +168,7 @@ def _refused(error: ValidationError, values: Mapping[str, Any]) -> InputError:
     where, given = _given(first["loc"], values)
     # Where a key may have several types, there is an error for each of them.
     about = [one for one in error.errors() if _given(one["loc"], values)[0] == where]
-    told = dict.fromkeys(_PLAIN.get(one["type"], one["msg"]) for one in about)
+    told = dict.fromkeys(_PLAIN.get(one["type"], one["msg"].removeprefix("Value error, ")) for one in about)
     return InputError(f"the config key {where!r} is {given!r}: {'; or '.join(told)}. See docs/config.md.")
 
 

@@ -20,10 +20,11 @@ from nasq.errors import ArtifactError, InputError, choose_from
 from nasq.files import read_json, write_json
 from nasq.quant import freeze
 from nasq.run.assemble import Workshop, recalibration_images
+from nasq.run.cascade import cascade_of, require_cascade
 from nasq.run.directory import RunDirectory
+from nasq.run.latency import predicted_latency
 from nasq.run.sharing import Crew, SearchOptions, shared_study
 from nasq.search import (
-    NSGA2,
     Algorithm,
     Constraint,
     Explanation,
@@ -31,7 +32,6 @@ from nasq.search import (
     Measure,
     Objective,
     ObjectiveEvaluator,
-    RandomSearch,
     Record,
     Study,
     explain,
@@ -43,6 +43,8 @@ from nasq.search import (
     transferred,
     uniform_starts,
 )
+from nasq.search.algorithms import make_algorithm
+from nasq.search.cascade import Cascade
 from nasq.search.workers import Dispatcher
 from nasq.space import Subnet
 from nasq.supernet import BNState
@@ -84,12 +86,12 @@ class Evaluation:
             self._statistics[key] = self.workshop.supernet.recalibrate(subnet, self.batches)
         return self._statistics[key]
 
-    def integers(self, subnet: Subnet, split: Split) -> Tensor:
-        """The final container integers ``[N, classes]`` of every image of a split, uint8."""
+    def integers(self, subnet: Subnet, split: Split, statistics: BNState | None = None) -> Tensor:
+        """The final container integers ``[N, classes]`` of every image of a split, uint8; by default with its statistics."""
         supernet, data = self.workshop.supernet, self.workshop.data
         device = self.batches[0].device
         supernet.eval()
-        with supernet.activate(subnet, self.statistics(subnet)):
+        with supernet.activate(subnet, statistics or self.statistics(subnet)):
             parts = [
                 self.workshop.network.integers(data.normalise(images.to(device)))
                 for images, _ in split.batches(self.workshop.config.search.batch_size)
@@ -119,7 +121,7 @@ def _measures(workshop: Workshop) -> dict[str, Measure]:
 
 
 _UNITS = {"bytes": "B"}
-_ACCURACY, _LATENCY = "accuracy", "latency"
+_ACCURACY, _LATENCY, _PREDICTED = "accuracy", "latency", "predicted_latency"
 
 
 def constraints_of(workshop: Workshop) -> list[Constraint]:
@@ -145,6 +147,8 @@ def require_objectives(workshop: Workshop) -> None:
     allowed = [_ACCURACY, *_measures(workshop)]
     if workshop.network.target.runtime == "onnxruntime":
         allowed.append(_LATENCY)
+    if workshop.config.search.latency_table is not None:
+        allowed.append(_PREDICTED)
     if not names:
         raise InputError(f"search.objectives is empty; give at least one of {', '.join(allowed)}.")
     for name in names:
@@ -152,6 +156,12 @@ def require_objectives(workshop: Workshop) -> None:
             raise choose_from("objective", name, allowed)
         if names.count(name) > 1:
             raise InputError(f"search.objectives holds {name!r} twice; name each objective once.")
+    if workshop.config.search.algorithm == "nsga3" and len(names) < 2:
+        raise InputError(
+            f"search.algorithm is 'nsga3', for several objectives, and there is only {names[0]!r}. Take nsga2."
+        )
+    if workshop.config.search.cascade.levels:
+        require_cascade(workshop)
 
 
 def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
@@ -161,16 +171,23 @@ def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
         _ACCURACY: Objective(_ACCURACY, "", "maximize", evaluation.accuracy),
         _LATENCY: Objective(_LATENCY, "ms", "minimize", evaluation.latency),
     }
+    table = workshop.config.search.latency_table
+    if table is not None:
+        predicted = predicted_latency(workshop, evaluation, table)
+        measured[_PREDICTED] = Objective(_PREDICTED, "ms", "minimize", predicted)
     return [
         measured.get(name) or Objective(name, known[name].unit, "minimize", known[name].function, on="rows")
         for name in workshop.config.search.objectives
     ]
 
 
-def evaluator_of(workshop: Workshop, evaluation: Evaluation) -> tuple[list[Objective], ObjectiveEvaluator]:
+def evaluator_of(workshop: Workshop, evaluation: Evaluation) -> tuple[list[Objective], ObjectiveEvaluator | Cascade]:
     """The objectives of a run, and what gives its subnets their values."""
     objectives = _objectives(workshop, evaluation)
-    return objectives, ObjectiveEvaluator(workshop.supernet.space, objectives, list(_measures(workshop).values()))
+    measures = list(_measures(workshop).values())
+    if workshop.config.search.cascade.levels:
+        return objectives, cascade_of(workshop, evaluation, objectives, measures)
+    return objectives, ObjectiveEvaluator(workshop.supernet.space, objectives, measures)
 
 
 def _warm_start(run: RunDirectory, workshop: Workshop, other: Path | None) -> list[Subnet]:
@@ -199,20 +216,43 @@ def _warm_start(run: RunDirectory, workshop: Workshop, other: Path | None) -> li
     return found
 
 
-def _algorithm(workshop: Workshop, objectives: Sequence[Objective], first: Sequence[Subnet] = ()) -> Algorithm:
+def _algorithm(
+    workshop: Workshop, evaluation: Evaluation, objectives: Sequence[Objective], first: Sequence[Subnet] = ()
+) -> Algorithm:
     settings = workshop.config.search
-    kind: type[NSGA2] | type[RandomSearch] = NSGA2 if settings.algorithm == "nsga2" else RandomSearch
     space, constraints = workshop.supernet.space, constraints_of(workshop)
     population = min(settings.population, settings.evaluations)
     starts = uniform_starts(space, constraints) if settings.uniform_starts else []
-    return kind(
+    return make_algorithm(
+        settings.algorithm,
         space,
         objectives,
         constraints,
         population=population,
+        batch=settings.batch,
+        partial=_partly(workshop, evaluation, objectives),
         seed=workshop.config.seed,
         initial=[*dict.fromkeys([*first, *starts])][:population],
     )
+
+
+def _partly(
+    workshop: Workshop, evaluation: Evaluation, objectives: Sequence[Objective]
+) -> Callable[[Subnet, float], dict[str, float]]:
+    """Values at a fidelity: accuracy on evenly spaced validation images, that share of them; all else as always."""
+    validation, space = workshop.data.validation, workshop.supernet.space
+
+    def values(subnet: Subnet, fidelity: float) -> dict[str, float]:
+        chosen = torch.linspace(0, len(validation) - 1, max(1, round(fidelity * len(validation)))).long()
+        part = Split(validation.images[chosen], validation.labels[chosen])
+        rows = space.to_rows([subnet])
+        cheap = {one.name: float(one.measure(rows)[0]) for one in objectives if one.on == "rows"}
+        costly = {one.name: one.evaluate(subnet) for one in objectives if one.on != "rows" and one.name != _ACCURACY}
+        if not any(one.name == _ACCURACY for one in objectives):
+            return {**cheap, **costly}
+        return {**cheap, **costly, _ACCURACY: evaluation.accuracy(subnet, part)}
+
+    return values
 
 
 def search(
@@ -260,7 +300,7 @@ def search(
                     on_event=run.tell,
                 )
             )  # fmt: skip
-        algorithm = _algorithm(workshop, objectives, first)
+        algorithm = _algorithm(workshop, evaluation, objectives, first)
         study = Study(run.search, algorithm, evaluator, listen, shared=shared, dispatcher=dispatcher)
         return study.run(workshop.config.search.evaluations).front
 

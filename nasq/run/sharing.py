@@ -19,7 +19,8 @@ from nasq.files import read_json, sha256, write_json
 from nasq.run.assemble import Workshop
 from nasq.run.directory import RunDirectory
 from nasq.search import Goal
-from nasq.search.storage import SharedStudy, open_storage
+from nasq.search.shared import SharedStudy
+from nasq.search.storage import open_storage
 
 __all__ = ["STORAGE", "Crew", "SearchOptions", "facts_of", "journal", "shared_study"]
 
@@ -27,7 +28,18 @@ STORAGE = "NASQ_STORAGE"
 """Environment variable with the storage: a password in it is not seen in the list of processes."""
 
 # Settings that change nothing about a subnet's values.
-_FREE = {"device", "threads", "bench", "export", "warmup", "train", "split", "train_inside_constraints", "check_target"}
+_FREE = {
+    "device",
+    "threads",
+    "bench",
+    "export",
+    "warmup",
+    "train",
+    "split",
+    "train_inside_constraints",
+    "check_target",
+    "finetune",
+}
 _FREE_OF_DATA = {"root", "download"}
 
 

@@ -30,7 +30,8 @@ from nasq.report import (
 )
 from nasq.run.directory import RunDirectory
 from nasq.run.search import search_results
-from nasq.search import COST_UNITS, Goal, Record, front
+from nasq.search import COST_UNITS, Goal, Record, front, hypervolumes, pick_knee
+from nasq.search.cascade import spent
 
 __all__ = ["collect", "facts", "report"]
 
@@ -76,6 +77,23 @@ def _cards(found: Mapping[str, Any]) -> list[Fact]:
         ]
     if "latency_ms" in found:
         cards.append(Fact("Latency", f"{found['latency_ms']:.3f} ms", f"onnxruntime, batch {found['latency_batch']}"))
+    return cards
+
+
+def _search_cards(goals: Sequence[Goal], records: Sequence[Record]) -> list[Fact]:
+    """How fast the search got where, and where a cascade spent its time."""
+    cards = []
+    if len(goals) > 1 and len(goals) <= 4:
+        volumes = hypervolumes(records, goals)
+        nearly = next(index for index, volume in enumerate(volumes, 1) if volume >= 0.99 * volumes[-1])
+        cards += [
+            Fact("Hypervolume", f"{volumes[-1]:.4g}", f"99 % of it after {nearly} of {len(volumes)} evaluations"),
+            Fact("Knee of the front", pick_knee(records, goals).subnet.id, "nasq pick RUN --knee"),
+        ]
+    cards += [
+        Fact(f"Cascade: {one.level}", f"{one.seconds:.1f} s", f"{one.subnets} subnets, {one.ended} went no further")
+        for one in spent(records)
+    ]
     return cards
 
 
@@ -193,17 +211,19 @@ def collect(run: RunDirectory) -> ReportData:
     config = run.config()
     timed = _json(run.path / "bench.json")
     where: Mapping[str, Any] = timed["environment"] if timed else environment(config.bench.threads)
-    search = None
+    search, cards = None, _cards(found)
     if (run.search / "state.json").exists():
         goals, records = search_results(run)
-        search = _search(goals, records, found.get("subnet")) if records else None
+        if records:
+            search = _search(goals, records, found.get("subnet"))
+            cards += _search_cards(goals, records)
     versions = {key: str(value) for key, value in where.get("versions", {}).items()}
     machine = {key: str(value) for key, value in where.items() if key not in {"versions"}}
     return ReportData(
         title=f"{config.space} on {config.target}",
         summary="A joint search of architecture and bit-widths; every accuracy below is that of integer arithmetic.",
         run=str(run.path),
-        facts=_cards(found),
+        facts=cards,
         search=search,
         bits=_bits(bundle.read(run.best), str(found.get("subnet", "")))
         if (run.best / "subnet.json").exists()

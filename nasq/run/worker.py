@@ -11,7 +11,8 @@ from nasq.run.directory import RunDirectory
 from nasq.run.search import Evaluation, evaluator_of
 from nasq.run.sharing import facts_of, journal
 from nasq.run.train import load_trained
-from nasq.search.storage import SharedStudy, open_storage
+from nasq.search.shared import SharedStudy
+from nasq.search.storage import open_storage
 from nasq.search.workers import work
 
 __all__ = ["join_study", "serve"]

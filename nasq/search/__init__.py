@@ -3,7 +3,23 @@
 from __future__ import annotations
 
 from nasq.search.algorithm import Algorithm
-from nasq.search.algorithms import NSGA2, Generational, RandomSearch
+from nasq.search.algorithms import (
+    ALGORITHMS,
+    NSGA2,
+    NSGA3,
+    Assist,
+    FullFidelity,
+    Generational,
+    GeneticAlgorithm,
+    Hyperband,
+    LocalSearch,
+    OptunaSearch,
+    PredictorGuided,
+    RandomSearch,
+    RegularizedEvolution,
+    Reinforce,
+    make_algorithm,
+)
 from nasq.search.evaluator import Evaluator, ObjectiveEvaluator
 from nasq.search.explain import Example, Explanation, Survival, explain, infeasible, wilson
 from nasq.search.feasible import Sampling, sample_feasible
@@ -27,22 +43,33 @@ from nasq.search.study import Study, StudyResult, load_results
 from nasq.search.warm import transferred
 
 __all__ = [
+    "ALGORITHMS",
     "COST_UNITS",
     "NSGA2",
+    "NSGA3",
     "Algorithm",
+    "Assist",
     "Bound",
     "Constraint",
     "Evaluator",
     "Example",
     "Explanation",
+    "FullFidelity",
     "Generational",
+    "GeneticAlgorithm",
     "Goal",
+    "Hyperband",
+    "LocalSearch",
     "Measure",
     "Objective",
     "ObjectiveEvaluator",
+    "OptunaSearch",
+    "PredictorGuided",
     "RandomSearch",
     "Record",
     "RecordFile",
+    "RegularizedEvolution",
+    "Reinforce",
     "Sampling",
     "Study",
     "StudyResult",
@@ -55,6 +82,7 @@ __all__ = [
     "infeasible",
     "knee",
     "load_results",
+    "make_algorithm",
     "measures",
     "parse_bound",
     "parse_constraints",

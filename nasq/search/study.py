@@ -19,7 +19,7 @@ from nasq.search.objectives import Goal
 from nasq.search.results import Record, RecordFile, front
 
 if TYPE_CHECKING:
-    from nasq.search.storage import SharedStudy
+    from nasq.search.shared import SharedStudy
     from nasq.search.workers import Dispatcher
     from nasq.space import Subnet
 

@@ -42,7 +42,7 @@ def transferred(space: SearchSpace, constraints: Sequence[Constraint], subnets: 
         except InputError:
             continue  # the rules of this space forbid it
     members = list(found)
-    kept = feasible(constraints, space.to_rows(members)) if members else []
+    kept: Sequence[bool] = feasible(constraints, space.to_rows(members)).tolist() if members else []
     left = [subnet for subnet, good in zip(members, kept, strict=True) if good]
     if not left:
         bounds = ", ".join(map(str, constraints)) or "the rules of the space"

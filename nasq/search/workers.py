@@ -20,7 +20,8 @@ from nasq.errors import NasqError, require
 from nasq.search.evaluator import Evaluator, measured, prepare
 from nasq.search.objectives import Constraint
 from nasq.search.results import Record
-from nasq.search.storage import Job, SharedStudy, patiently, record_of
+from nasq.search.shared import Job, SharedStudy, record_of
+from nasq.search.storage import patiently
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial

@@ -74,7 +74,7 @@ class Target:
         add: Where a sum is rounded: ``"both"`` inputs are quantized, or ``"one"`` (the shortcut alone).
         container: Type that holds activations in the file: ``"uint8"``.
         operators: Operations of :mod:`nasq.quant.program` it executes.
-        exact: Whether the runtime's integers equal the reference's. Without, a layer may differ in 1 of 100,000 integers, by
+        exact: Whether the runtime's integers equal the reference's. Without, a layer may differ in 1 of 1,000 integers, by
             one step, where the exact value lies at a rounding tie, and final integers are compared by the class they name.
         packed: Whether the runtime folds away the nodes that unpack weights of fewer than 8 bits.
         executes: Whether nasq can write, run and check files for it; the reason why not is ``refused["execution"]``.

@@ -116,7 +116,7 @@ class World:
             buffer = torch.cat([gradient.flatten() for gradient in gradients])
             dist.all_reduce(buffer)
             buffer /= self.size
-            parts = buffer.split([gradient.numel() for gradient in gradients])
+            parts = torch.split(buffer, [gradient.numel() for gradient in gradients])
             torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
 
     def mean(self, values: Tensor) -> Tensor:

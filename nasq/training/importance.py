@@ -272,14 +272,20 @@ class _Index:
         if not gradients:
             return None
         device = gradients[0].device
-        squares = torch.stack(torch._foreach_norm(gradients)).float().square()
-        norms = (
-            torch.zeros(len(entries), device=device).index_add_(0, torch.tensor(parts, device=device), squares).sqrt()
-        )
+        # CUDA adds in any order: in float64 that leaves no trace in the fp32 result.
+        kind = torch.float64 if device.type == "cuda" else torch.float32
+        squares = torch.stack(torch._foreach_norm(gradients)).to(kind).square()
+        norms = torch.zeros(len(entries), dtype=kind, device=device).index_add_(0, _sent(parts, device), squares).sqrt()
         distinct = sorted(set(entries))
         order = {entry: index for index, entry in enumerate(distinct)}
-        at = torch.tensor([order[entry] for entry in entries], device=device)
-        sums = torch.zeros(len(distinct), device=device).index_add_(0, at, norms * torch.tensor(scales, device=device))
+        at = _sent([order[entry] for entry in entries], device)
+        shares = norms * _sent(scales, device)
+        sums = torch.zeros(len(distinct), dtype=kind, device=device).index_add_(0, at, shares.to(kind))
         # An option that several tied choices have in one path is averaged over them, as published.
-        counts = torch.tensor([used[entry] for entry in distinct], device=device)
-        return torch.tensor(distinct, device=device), sums / counts
+        counts = _sent([used[entry] for entry in distinct], device)
+        return _sent(distinct, device), (sums / counts).float()
+
+
+def _sent(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers on the device, without waiting for it."""
+    return torch.tensor(values).to(device, non_blocking=True)

@@ -267,7 +267,7 @@ class Trainer:
     def _batch(self, indices: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """This rank's part of a batch: all of it with one process."""
         own = self.world.own(len(indices))
-        on_device = indices[own].to(self.device)
+        on_device = indices[own].to(self.device, non_blocking=self.device.type == "cuda")
         images = self.augment(self.split.images[on_device], of=len(indices), first=own.start)
         images = self.data.normalise(images)
         if self.channels_last:

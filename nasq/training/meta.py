@@ -62,7 +62,8 @@ class MetaTrainer(Trainer):
         paths = self.path_sampler.step()
         if not paths:
             raise InputError("the path sampler gave no subnet for a step; it has to give at least one")
-        start = [parameter.detach().clone() for parameter in self._parameters]
+        parameters: list[Tensor] = [*self._parameters]
+        start = [parameter.detach().clone() for parameter in parameters]
         moves = [torch.zeros_like(value) for value in start]
         counts = [0] * len(start)
         losses: list[Tensor] = []
@@ -73,7 +74,7 @@ class MetaTrainer(Trainer):
                 for index in used:
                     moves[index] += self._parameters[index] - start[index]
                     counts[index] += 1
-                torch._foreach_copy_(self._parameters, start)
+                torch._foreach_copy_(parameters, start)
         self._arrive(paths, losses, moves, counts, step, totals)
 
     def _along(
@@ -112,7 +113,7 @@ class MetaTrainer(Trainer):
         norm = torch.nn.utils.get_total_norm(ways)
         values = torch.stack([*losses, norm.to(losses[0])]).tolist()
         self.check_step(paths, values, step)
-        moved = [parameter for parameter, count in zip(self._parameters, counts, strict=True) if count]
+        moved: list[Tensor] = [parameter for parameter, count in zip(self._parameters, counts, strict=True) if count]
         torch._foreach_add_(moved, ways, alpha=self.outer_lr)
         totals.norm += values[-1]
         totals.lr = float(self.scheduler.get_last_lr()[0])

@@ -41,11 +41,10 @@ class TrainerState:
         """Inside, torch's global generators carry the training's own stream; outside they are as they were."""
         device = self.trainer.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            if not self.layers:
-                self._seed_layers()
-            else:
+            self._seed_layers()  # a training may go on on another kind of device, whose stream then begins anew
+            if self.layers:
                 torch.set_rng_state(self.layers["cpu"])
-                if "cuda" in self.layers:
+                if device.type == "cuda" and "cuda" in self.layers:
                     torch.cuda.set_rng_state(self.layers["cuda"], device)
             try:
                 yield

@@ -98,7 +98,9 @@ def test_proxies(call: Call) -> None:
 
 def test_targets(call: Call) -> None:
     assert "onnxruntime-cpu" in narrow(call("targets"))
-    assert [row["name"] for row in json.loads(call("targets", "--json").out)] == ["generic", "onnxruntime-cpu"]
+    rows = {row["name"]: row for row in json.loads(call("targets", "--json").out)}
+    assert {"generic", "onnxruntime-cpu", "openvino-cpu", "tensorrt"} <= set(rows)
+    assert rows["generic"]["here"] == "yes" and rows["tensorrt"]["here"].startswith("there is no TensorRT form")
 
 
 def test_targets_check(call: Call) -> None:

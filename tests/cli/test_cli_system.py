@@ -21,7 +21,10 @@ from tests.run.tiny import Call, Run, files, refused
 def test_a_missing_package_says_how_to_install_it(
     finished: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Call
 ) -> None:
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)  # importing it now fails
+    # 'verify' works in a process of its own, where importing it fails as well.
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "onnxruntime.py").write_text("raise ModuleNotFoundError(name='onnxruntime')")
+    monkeypatch.syspath_prepend(str(tmp_path / "broken"))  # which the other process takes over
     refused(call("verify", finished.directory / "best"), "'onnxruntime'", "pip install onnxruntime")
     monkeypatch.setitem(sys.modules, "torchvision", None)
     arguments = ["--set", "data.name=cifar10", "--data-root", tmp_path]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from nasq.deploy import bundle
+from nasq.deploy import bundle, parity
 from nasq.deploy.onnx import INTEGERS, OPSET, OUTPUT, export, export_float
 from nasq.deploy.reference import Reference
 from nasq.deploy.runtimes import OnnxRuntime, kernel_counts
@@ -209,3 +209,24 @@ def test_the_float_baseline_equals_torch_and_restores_the_mode() -> None:
     np.testing.assert_allclose(OnnxRuntime(data).logits(x.numpy()), real, atol=1e-5)
     with pytest.raises(TargetError, match="the file has no output 'integers'; it has output"):
         OnnxRuntime(data).run(x.numpy())
+
+
+def test_int4_is_exact_fused_and_as_small_as_it_says(tmp_path: Path) -> None:
+    program = residual_program(1, 4, 4, 16)
+    paths = [op.path for op in program.ops if isinstance(op, Conv) and op.weight_bits == 4 and not op.shift.any()]
+    data, plain = export(program, packed=False, int4=paths), export(program, packed=False)
+    count = sum(op.weight.size for op in program.ops if isinstance(op, Conv) and op.path in paths)
+    assert len(paths) >= 6 and 0.4 * count < len(plain) - len(data) <= count / 2
+    assert onnx.load_model_from_string(data).opset_import[0].version == 21
+    bundle.write(tmp_path / "b", program, {parity.MODEL: data})
+    report = parity.check(tmp_path / "b", random_input(program, 32, 0), layer_images=4)
+    assert report.passed and report.differing == 0, report.summary()
+    assert report.coverage.integer == report.coverage.total
+
+
+def test_layers_that_cannot_store_int4_are_named() -> None:
+    program = residual_program(0, 4, 4)
+    with pytest.raises(TargetError, match=r"'conv_1' cannot store INT4: .* \(8 bits, .* Allowed: -8 to 7"):
+        export(program, int4=["conv_1"])
+    with pytest.raises(InputError, match=r"unknown layer of int4 'conv_0'. Did you mean 'conv_"):
+        export(program, int4=["conv_0"])

@@ -251,7 +251,9 @@ def deep_net(layers: int = 6) -> nn.Sequential:
         conv = nn.Conv2d(3, 3, 1, bias=False)
         nn.init.normal_(conv.weight, std=0.05, generator=generator(len(parts)))
         parts += [conv, nn.BatchNorm2d(3), nn.ReLU()]
-    return nn.Sequential(*parts, nn.Flatten(), nn.Linear(192, 2))
+    last = nn.Linear(192, 2)
+    nn.init.normal_(last.weight, std=0.1, generator=generator(len(parts)))
+    return nn.Sequential(*parts, nn.Flatten(), last)
 
 
 def steps_of(network: nn.Module) -> list[float]:

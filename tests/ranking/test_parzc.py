@@ -112,7 +112,7 @@ def test_choices_stand_beside_the_statistics() -> None:
     assert kendalltau(predicted, worth[:4]).statistic == 1
     with pytest.raises(InputError, match="looks at the subnets' choices and none were given"):
         made.predict(same[:4])
-    with pytest.raises(InputError, match="choices are to be features .* no subnets were given"):
+    with pytest.raises(InputError, match=r"choices are to be features .* no subnets were given"):
         fit(same, worth, config=config)
     with pytest.raises(InputError, match="3 cells were given for the statistics of 4 subnets"):
         made.predict(same[:4], cells=cells[:3])  # type: ignore[arg-type]

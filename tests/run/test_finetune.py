@@ -14,10 +14,11 @@ import torch
 from nasq.deploy import bundle
 from nasq.elastic.norm import batch_norms
 from nasq.errors import InputError
+from nasq.run.config import load_config
 from nasq.run.directory import RunDirectory
 from nasq.run.export import exported, file_accuracy, images_of
 from nasq.run.finetune import FrozenNorms, chosen, finetune, finetuned, settings_of, tune
-from nasq.run.flow import open_workshop, prepare
+from nasq.run.flow import STAGES, _done, _wanted, open_workshop, prepare
 from nasq.run.search import Evaluation, search_results
 from tests.run.tiny import Call, Run, refused
 
@@ -123,6 +124,11 @@ class _Named(NamedTuple):
 def test_settings(finished: Run, call: Call, copied: Path) -> None:
     workshop = prepare(RunDirectory.open(finished.directory).config())
     assert (settings_of(workshop).epochs, settings_of(workshop).lr) == (3, 0.005)
+    asked = replace(workshop, config=load_config(finished.config, None, ["finetune={epochs: 1, warmup_epochs: 0}"]))
+    assert (settings_of(asked).epochs, settings_of(asked).distill) == (1, 0.5)
+    run = RunDirectory.open(finished.directory)
+    assert STAGES.index("export") + 1 == STAGES.index("finetune") == STAGES.index("bench") - 1
+    assert _wanted(run, asked, "finetune") and not _wanted(run, workshop, "finetune") and not _done(run, "finetune")
     refused(call("finetune", copied, "--subnet", "nothing"), "unknown subnet 'nothing'")
     refused(call("finetune", copied, "--lr", "-1"), "training lr is -1.0")
     shutil.rmtree(copied / "supernet")

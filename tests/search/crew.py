@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from nasq.search import NSGA2, ObjectiveEvaluator, StudyResult
-from nasq.search.storage import SharedStudy, open_storage
+from nasq.search.shared import SharedStudy
+from nasq.search.storage import open_storage
 from nasq.search.workers import Dispatcher, work
 from nasq.space import SearchSpace, Subnet
 

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nasq.errors import ArtifactError, InfeasibleError, InputError
-from nasq.search import Bound, Goal, Record, RecordFile, front, pick
+from nasq.search import Bound, Goal, Record, RecordFile, front, hypervolumes, pick, pick_knee
 from nasq.space import Subnet
 
 GOALS = (Goal("accuracy", "%", "maximize"), Goal("bytes", "B", "minimize"))
@@ -127,3 +128,34 @@ def test_damage_is_named_with_its_line(tmp_path: Path, change, message: str) -> 
 def test_columns_must_differ_from_each_other_and_from_ours(names: list[str]) -> None:
     with pytest.raises(InputError, match="must differ, and none may be id, subnet, generation, seconds"):
         RecordFile(Path("subnets.csv"), names)
+
+
+def test_hypervolume_over_time_equals_that_of_each_prefix_and_pymoo() -> None:
+    indicators = pytest.importorskip("pymoo.indicators.hv")
+    rng = np.random.default_rng(0)
+    values = np.column_stack([rng.uniform(60, 95, 30), rng.uniform(100, 400, 30)])
+    found = [record(a, b, str(i)) for i, (a, b) in enumerate(values.tolist())]
+    reference = [60.0, 400.0]
+    volumes = hypervolumes(found, GOALS, reference)
+    exact = indicators.HV(ref_point=np.array([-60.0, 400.0]))
+    assert volumes == pytest.approx([float(exact(values[: n + 1] * [-1, 1])) for n in range(30)])
+    worst = [values[:, 0].min(), values[:, 1].max()]
+    assert hypervolumes(found, GOALS) == pytest.approx(hypervolumes(found, GOALS, worst))
+    assert hypervolumes([], GOALS) == []
+
+
+def test_estimates_of_a_cascade_are_no_results() -> None:
+    estimate = Record(Subnet({"op": "e"}), {"accuracy": 99.0, "bytes": 1.0, "level": 2.0}, 0, 0.1)
+    final = Record(Subnet({"op": "f"}), {"accuracy": 90.0, "bytes": 9.0, "level": 4.0}, 0, 0.1)
+    assert front([estimate, final], GOALS) == [final] and pick([estimate, final], GOALS) is final
+    assert pick_knee([estimate, final], GOALS) is final
+    assert hypervolumes([estimate, final], GOALS, [0.0, 10.0]) == [0.0, 90.0]
+    with pytest.raises(InputError, match="nothing to pick from"):
+        pick([estimate], GOALS)
+
+
+def test_the_knee_within_limits() -> None:
+    values = [(90.0, 100), (94.0, 120), (94.5, 200), (95.0, 400)]
+    found = [record(a, b, str(i)) for i, (a, b) in enumerate(values)]
+    assert pick_knee(found, GOALS) is found[1]
+    assert pick_knee(found, GOALS, [Bound("accuracy", lower=94.4)]) in found[2:]

@@ -10,7 +10,8 @@ import pytest
 
 from nasq.errors import ArtifactError, InputError, MissingPackageError, NasqError
 from nasq.search.results import Record
-from nasq.search.storage import SharedStudy, open_storage, patiently, shown
+from nasq.search.shared import SharedStudy
+from nasq.search.storage import open_storage, patiently, shown
 from nasq.space import Subnet
 
 from .crew import Toy

@@ -10,7 +10,8 @@ import pytest
 
 from nasq.errors import InputError, NasqError
 from nasq.search import NSGA2, RandomSearch, Study
-from nasq.search.storage import SharedStudy, open_storage
+from nasq.search.shared import SharedStudy
+from nasq.search.storage import open_storage
 from nasq.search.workers import Dispatcher, Heartbeat, work
 from nasq.space import Subnet
 
@@ -142,10 +143,8 @@ def test_a_worker_known_to_be_dead_is_not_waited_for(tmp_path: Path) -> None:
     shared.enqueue(toy.space, subnet, 0)
     job = shared.claim()
     assert job is not None
-    heart = Heartbeat(shared, "worker:dead")
-    heart.at(job.trial)
-    value = shared.read()["worker:dead"]
-    dispatcher = toy.dispatcher(shared, interval=1e6, check=lambda: {(value["host"], value["pid"])})
+    shared.write("worker:dead", {"host": "here", "pid": 1, "trial": job.trial, "beat": 1})
+    dispatcher = toy.dispatcher(shared, interval=1e6, check=lambda: {("here", 1)})
     with threads(tmp_path / "log", 1), dispatcher:
         assert [one.subnet for one in dispatcher.evaluate([subnet], 0)] == [subnet]
 

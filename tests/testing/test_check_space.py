@@ -105,9 +105,17 @@ class Tuple(Net):
         return (super().forward(x),)
 
 
+class Strict(Net):
+    def forward(self, x: Tensor) -> Tensor:
+        if int(x.shape[1]) != 3:
+            raise LookupError("colours")
+        return super().forward(x)
+
+
 @pytest.mark.parametrize(
     ("factory", "name", "message"),
     [
+        (Strict, "wrong inputs", r"an input of shape \[1, 4, 6, 6\] raises LookupError instead of an InputError: colours"),
         (lambda: Net(Forgetful), "extract equals activate", r"\{\"kernel\":.*does not compute what .* numbers differ, by"),
         (lambda: Net(Sharing), "extract equals activate", r"extracting .* changed 'module.stem.weight' of the supernet"),
         (lambda: Net(Miscounted), "costs equal counters", r"params of the subnet \{.* are \d+, and \d+ by torch's count"),

@@ -121,7 +121,7 @@ class Hyperband(Generational):
     @property
     def fidelity(self) -> float:
         """Of the subnets asked at present; 1 is a full evaluation."""
-        return float(self.eta) ** -self._level
+        return float(float(self.eta) ** -self._level)
 
     def cost(self) -> float:
         """What was told so far, in full evaluations."""
@@ -150,7 +150,7 @@ class Hyperband(Generational):
 
     def _size(self) -> int:
         """Subnets in the first rung of the present bracket: all brackets cost about the same."""
-        size = self.population * float(self.eta) ** -self._bracket * (self.rungs + 1) / (self._level + 1)
+        size: float = self.population * float(self.eta) ** -self._bracket * (self.rungs + 1) / (self._level + 1)
         return max(1, ceil(size))
 
     def _next(self, rng: np.random.Generator) -> Rows:

@@ -128,7 +128,7 @@ class OptunaModel:
         return settled[member]
 
     def _suggest(self, trial: Any) -> Rows:
-        row = self._defaults.copy()
+        row: Rows = self._defaults.copy()
         active = self._space.active(row[None])[0]
         for column in self._free:
             if not active[column]:

@@ -76,11 +76,12 @@ class _Network(nn.Module):
         parts: list[nn.Module] = []
         for before, after in pairwise([inputs, *[hidden] * layers]):
             parts += [nn.Linear(before, after), nn.ReLU()]
-        self.deep = nn.Sequential(*parts, nn.Linear(hidden if layers else inputs, 1, bias=False))
+        self.deep = nn.Sequential(*parts)
+        self.last = nn.Linear(hidden if layers else inputs, 1, bias=False)
         self.linear = nn.Linear(inputs, 1) if linear else None
 
     def forward(self, codes: Tensor) -> Tensor:
-        deep: Tensor = self.deep(codes)
+        deep: Tensor = self.last(self.deep(codes))
         return deep if self.linear is None else deep + self.linear(codes)
 
     def start(self, codes: Tensor, values: Tensor, decay: float) -> None:
@@ -96,7 +97,7 @@ class _Network(nn.Module):
         with torch.no_grad():
             self.linear.weight.copy_(weights[None])
             self.linear.bias.copy_(y.mean() - centre @ weights)
-            self.deep[-1].weight.zero_()  # type: ignore[operator, union-attr]
+            nn.init.zeros_(self.last.weight)
         self.linear.requires_grad_(False)
 
 

@@ -241,7 +241,7 @@ class CqapEnsemble:
         for member, one in zip(
             self._members, np.random.default_rng(seed).integers(2**31, size=self.members), strict=True
         ):
-            member.fit(pairs, Fit(epochs=self.epochs, seed=int(one)))
+            member.fit(pairs, Fit(epochs=self.epochs, held_out=max(0.1, 1 / len(pairs)), seed=int(one)))
 
     def __call__(self, rows: Rows) -> tuple[Values, Values]:
         """See :class:`Predictor`."""

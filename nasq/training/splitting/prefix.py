@@ -44,10 +44,11 @@ class Prefix:
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = [module for module in network.modules() if module is not network]
-        self.parents: dict[int, list[int]] = {}
+        self.around: dict[int, list[int]] = {}
         for module in network.modules():
-            for child in module.children():
-                self.parents.setdefault(id(child), []).append(id(module))
+            for inner in module.modules():
+                if inner is not module:
+                    self.around.setdefault(id(inner), []).append(id(module))
         self.holders: dict[str, list[int]] = {}
         for _, module in elastic_modules(network):
             for choice in module.own_choices:
@@ -101,7 +102,7 @@ class Prefix:
             module
             for module in self.modules
             if before(id(module))
-            and not any(before(parent) for parent in self.parents[id(module)])
+            and not any(before(outer) for outer in self.around[id(module)])
             and self.calls[id(module)][0].usable
             and "forward" not in vars(module)
         ]

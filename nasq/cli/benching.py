@@ -1,0 +1,88 @@
+"""What ``nasq bench`` does beside timing the best bundle: latency tables, end-to-end times, baselines."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nasq.cli.output import Output
+from nasq.errors import require
+
+if TYPE_CHECKING:
+    from nasq.deploy.latency_table import LatencyTable
+    from nasq.deploy.timing import Timing
+    from nasq.run.assemble import Workshop
+    from nasq.run.directory import RunDirectory
+
+__all__ = ["end_to_end", "read_baseline", "show_changes", "show_end_to_end", "show_table", "table"]
+
+IMAGES = 32
+
+
+def table(run: RunDirectory, workshop: Workshop, subnets: int) -> LatencyTable:
+    """Makes the run's latency table."""
+    from nasq.run.latency import make_table
+    from nasq.run.search import Evaluation
+
+    return make_table(run, workshop, Evaluation(workshop), subnets)
+
+
+def show_table(found: LatencyTable, output: Output) -> None:
+    """The slowest rows, and how well whole networks are predicted."""
+    assert found.fit is not None
+    slowest = sorted(found.rows.items(), key=lambda item: -item[1].median)[:12]
+    rows: list[dict[str, object]] = [
+        {"layer": key, "median ms": row.median, "calls": row.calls} for key, row in slowest
+    ]
+    fit = found.fit
+    title = (
+        f"{len(found.rows)} layers; networks: {fit.intercept:.4g} ms + {fit.slope:.4g} x sum, "
+        f"median error {fit.median_error:.1%} on {fit.held_out} others"
+    )
+    output.table(rows, title=title, value=asdict(found))
+
+
+def end_to_end(run: RunDirectory, workshop: Workshop) -> dict[str, Timing]:
+    """Times PNG files of validation images through the best bundle."""
+    from nasq.deploy.end_to_end import end_to_end as measure
+
+    image, settings = require("PIL.Image"), workshop.config.bench
+    files = []
+    for pixels in workshop.data.validation.images[:IMAGES].cpu().numpy():
+        buffer = io.BytesIO()
+        image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)).save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    return measure(run.best, files, settings.threads, settings.repeats)
+
+
+def show_end_to_end(found: Mapping[str, Timing], output: Output) -> None:
+    """A row per stage."""
+    rows: list[dict[str, object]] = [
+        {"stage": name, "median ms": one.median, "low": one.interval[0], "high": one.interval[1], "p95 ms": one.p95}
+        for name, one in found.items()
+    ]
+    output.table(rows)
+
+
+def read_baseline(path: Path | None) -> Any:
+    """A former benchmark, read before the run's own file is replaced; ``None`` without one."""
+    from nasq.files import read_json
+
+    return None if path is None else read_json(path)
+
+
+def show_changes(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float, output: Output) -> bool:
+    """What changed since a baseline; returns whether anything became slower."""
+    from nasq.deploy.baseline import changes
+
+    found = changes(before, now, tolerance)
+    rows: list[dict[str, object]] = [
+        {"candidate": one.candidate, "batch": one.batch, "before ms": one.before, "now ms": one.now, "ratio": one.ratio,
+         "verdict": "slower" if one.slower else "same or faster"}
+        for one in found
+    ]  # fmt: skip
+    output.table(rows)
+    return any(one.slower for one in found)

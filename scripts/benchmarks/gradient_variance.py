@@ -7,7 +7,7 @@ After every few epochs the weights are frozen and the variance of the gradient o
   Both at the same weights: the difference is what the sampling does, and not where it has led. Beside it the bias of the
   unweighted form, which is what PA&DA trains with as published.
 
-Usage: ``python -m scripts.benchmarks.gradient_variance [--epochs 200] [--every 40] [--seed 0]``.
+Usage: ``python -m scripts.benchmarks.gradient_variance [--epochs 200] [--every 40] [--most 0.5] [--seed 0]``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nasq.data.importance import draw
+from nasq.data.importance import ImportanceSampler, draw
 from nasq.space import Option
 from nasq.training import ImportancePaths, TrainConfig, Trainer, stream
 from nasq.training.variance import GradientVariance, gradient_variance
@@ -34,7 +34,18 @@ def _trainer(options: argparse.Namespace, **settings: Any) -> Trainer:
         "epochs": options.epochs, "batch_size": BATCH, "lr": LR, "momentum": MOMENTUM, "weight_decay": DECAY, "distill": 0.0,
         "warmup_epochs": 0.0, "bf16": False, "channels_last": False, "seed": options.seed, "sampler": "uniform", **settings,
     })  # fmt: skip
-    return Trainer(build(options.seed), images(), config)
+    supernet, data = build(options.seed), images()
+    if config.sampler == "uniform":
+        return Trainer(supernet, data, config)
+
+    def share(epoch: int, epochs: int) -> float:
+        return float(options.most * epoch / epochs)
+
+    paths = ImportancePaths(
+        supernet, stream(options.seed, "paths"), options.epochs, shared=True, importance=share, floor=options.floor
+    )
+    samples = ImportanceSampler(len(data.train), stream(options.seed, "data"), options.epochs, importance=share)
+    return Trainer(supernet, data, config, path_sampler=paths, data_sampler=samples)
 
 
 def _batches(trainer: Trainer, generator: torch.Generator, probabilities: Tensor | None) -> Callable[[], Batch]:
@@ -83,11 +94,15 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--every", type=int, default=40)
     parser.add_argument("--paths", type=int, default=48)
+    parser.add_argument("--most", type=float, default=1.0, help="share of importance that the schedule ends with")
+    parser.add_argument(
+        "--floor", type=float, default=0.0, help="least probability of an option, as a share of uniform"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     plain = _trainer(options)
-    learning = _trainer(options, sampler="importance", importance_shared=True, data_sampler="importance")
+    learning = _trainer(options, sampler="importance", data_sampler="importance")
     write: Callable[[str], int] = sys.stdout.write
     write("| epoch | uniform training: path | data | total | PA&DA training, uniform draws: path | data | total | "
           "own draws, reweighted: path | data | total | bias, unweighted |\n|" + "---|" * 11 + "\n")  # fmt: skip

@@ -2,8 +2,8 @@
 
 Run from the repository's root: `python -m scripts.benchmarks.probe_inductor` (needs the extra `inductor` and a C++ compiler).
 A small network is converted by the x86 quantizer, then every scale, zero-point and range in the converted graph is replaced
-by numbers of our own, as learned steps would be, and the bias is put on the integer grid. The compiled graph is compared with
-what those numbers mean, computed in float64, at 8 and at 4 bits, and the quantized kernels that Inductor matched are counted.
+by numbers of our own, as learned steps would be. The compiled graph is compared with
+the same graph run operation by operation, at 8 and at 4 bits, and the quantized kernels that Inductor matched are counted.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ QUANTIZED = torch.ops.quantized_decomposed
 
 
 class Net(nn.Module):
-    """Two convolutions; the second sum of products meets a residual sum, if asked for."""
+    """Three convolutions: what the first two make is quantized behind a ReLU."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.b, self.c = (nn.Conv2d(i, 16, 3, padding=1) for i in (3, 16, 16))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[N, 3, H, W]` to `[N, 16, H, W]`; the last convolution only makes the middle one's output be quantized."""
+        """`[N, 3, H, W]` to `[N, 16, H, W]`; the last one is there so that what the middle one makes is quantized."""
         first = torch.relu(self.a(x))
         return torch.as_tensor(self.c(torch.relu(self.b(first))))
 

@@ -51,6 +51,22 @@ def reference(program: Program, images: NDArray[np.float32]) -> dict[str, Intege
         return Reference(Path(scratch) / "b").run(images, every=True)
 
 
+def untied(program: Program) -> Program:
+    """The same network with steps that are no simple fraction of a value that occurs, as learned steps are not.
+
+    The programs of the tests take a tensor's step from its largest value: at 2 bits many of a channel's values may then lie
+    at a rounding tie, on either side of which implementations fall. What keeps its input's grid keeps it here as well.
+    """
+
+    def moved(scale: float) -> float:
+        share = int(np.float32(scale).view(np.int32)) % 997 / 997
+        return float(np.float32(scale * (1 + 0.01 * share)))
+
+    return replace(
+        program, ops=tuple(replace(op, output=replace(op.output, scale=moved(op.output.scale))) for op in program.ops)
+    )
+
+
 def exact_steps(op: Op, program: Program, given: list[Integers]) -> NDArray[np.float64] | None:
     """What a layer makes before rounding, in float64, in output steps; ``None`` for other operations."""
     if not isinstance(op, Linear):
@@ -90,7 +106,7 @@ def alone(program: Program, count: int, seed: int, totals: dict[str, Counter[str
 def layers(what: str, make: Callable[[int], Program], networks: int) -> None:
     totals: dict[str, Counter[str]] = {}
     for seed in range(networks):
-        alone(make(seed), 16, seed, totals)
+        alone(untied(make(seed)), 16, seed, totals)
     for kind, counts in totals.items():
         right = counts["differing"] <= max(1, counts["total"] // 100_000) and not counts["far"] and not counts["off"]
         note = f"{counts['far']} by more than one step, {counts['off']} away from a tie" if counts["differing"] else ""
@@ -151,16 +167,13 @@ def main() -> None:
     print(machine["cpu"], machine["versions"], sep="\n")
     print(f"{'what':58s} {'integers':>11s} {'differ':>8s}")
     for bits in range(2, 9):
-        whole(f"{bits}/{bits} bits", [fused_program(residual_program(seed, bits, bits)) for seed in range(networks)])
+        made = [untied(fused_program(residual_program(seed, bits, bits))) for seed in range(networks)]
+        whole(f"{bits}/{bits} bits", made)
     powers_of_two(networks)
     counterexamples()
-    layers(
-        "residual networks",
-        lambda seed: fused_program(residual_program(seed, 2 + seed % 7, 8 - seed % 7, 16)),
-        networks,
-    )
-    layers("random networks", lambda seed: replace(random_program(seed, len(KINDS)), target="openvino-cpu"), networks)
-    layers("mobile networks", lambda seed: replace(cnn_program(seed), target="openvino-cpu"), networks)
+    layers("residual networks", lambda s: fused_program(residual_program(s, 2 + s % 7, 8 - s % 7, 16)), networks)
+    layers("random networks", lambda s: replace(random_program(s, len(KINDS)), target="openvino-cpu"), networks)
+    layers("mobile networks", lambda s: replace(cnn_program(s), target="openvino-cpu"), networks)
     if failures:
         raise SystemExit(f"not as nasq assumes: {'; '.join(failures)}")
 

@@ -6,11 +6,15 @@ Usage::
     python -m scripts.benchmarks.proxies table cells.csv --data-root DATA
     python -m scripts.benchmarks.proxies parzc cells.csv --data-root DATA --train 78 --draws 5
     python -m scripts.benchmarks.proxies together [--batch 32]
+    python -m scripts.benchmarks.proxies column cells.csv --out column.csv
+    python -m scripts.benchmarks.proxies alive --data-root DATA
 
 ``table``: Spearman and Kendall with 95 % bootstrap intervals over cells, parameters on the same cells, and the rank
 agreement with the values NASLib published. ``parzc``: trained on so many cells (validation accuracy), tested on the others
 (test accuracy).
-``together``: all proxies in one call beside one call each, processor time.
+``together``: all proxies in one call beside one call each, processor time. ``column``: a compact file of the scores by
+official index. ``alive``: how well two counts rank all 15,625 cells, parameters and parameters on a path from input to
+output; ``table`` has the latter beside the proxies.
 """
 
 from __future__ import annotations
@@ -26,11 +30,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from nasq.search_spaces.nas_bench_201 import nas_bench_201
+from nasq.search_spaces.nas_bench_201 import EDGES, from_arch_str, index_of, nas_bench_201
 from numpy.typing import NDArray
 
 from nasq import Subnet, Supernet, plugins
 from nasq.deploy.bench import environment
+from nasq.files import write_text
 from nasq.ranking import expand, score
 from nasq.ranking.ranker import RankerConfig, fit
 from nasq.ranking.statistics import kendall, spearman
@@ -46,6 +51,43 @@ Floats = NDArray[np.float64]
 def table_rows(path: Path, key: str) -> dict[str, dict[str, str]]:
     with gzip.open(path, "rt", newline="") as file:
         return {row[key]: row for row in csv.DictReader(file)}
+
+
+def alive_parameters(subnet: Subnet) -> float:
+    """Million parameters of the cells' convolutions that lie on a path from input to output, fixed parts included."""
+    operators = {edge: str(subnet[f"node{edge[0]}.input{edge[1]}"]) for edge in EDGES}
+    reached, useful = {0}, {3}
+    for target, source in EDGES:  # in the order of targets
+        reached |= {target} if source in reached and operators[target, source] != "none" else set()
+    for target, source in sorted(EDGES, reverse=True):
+        useful |= {source} if target in useful and operators[target, source] != "none" else set()
+    if 3 not in reached:
+        return 0.0  # the classifier sees a constant
+    sizes = {"nor_conv_3x3": 0.24304, "nor_conv_1x1": 0.028}
+    alive = [one for (target, source), one in operators.items() if source in reached and target in useful]
+    return 0.073306 + sum(sizes.get(one, 0.0) for one in alive)
+
+
+def alive(options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows = table_rows(options.data_root / TRUTH, "arch_str").values()
+    accuracy = np.array([float(row["cifar10_test_200"]) for row in rows])
+    counts = {
+        "params": [float(row["params_m"]) for row in rows],
+        "alive_params": [alive_parameters(from_arch_str(row["arch_str"])) for row in rows],
+    }
+    return [
+        {"proxy": name, "cells": len(accuracy), "spearman": round(spearman(np.array(one), accuracy), 4),
+         "kendall": round(kendall(np.array(one), accuracy), 4)}
+        for name, one in counts.items()
+    ]  # fmt: skip
+
+
+def compact(options: argparse.Namespace) -> list[dict[str, Any]]:
+    rows, names = read_scores(options.scores)
+    lines = sorted((index_of(Subnet.from_json(row["subnet"])), *(float(row[name]) for name in names)) for row in rows)
+    text = [",".join(format(one, ".10g") for one in line) for line in lines]
+    write_text(options.out, "\n".join([",".join(["arch_index", *names]), *text]) + "\n")
+    return [{"out": str(options.out), "cells": len(lines)}]
 
 
 def interval(x: Floats, y: Floats, which: Any) -> list[float]:
@@ -64,8 +106,9 @@ def correlations(options: argparse.Namespace) -> list[dict[str, Any]]:
     accuracy = np.array([float(truth[row["name"]]["cifar10_test_200"]) for row in rows])
     index = [truth[row["name"]]["arch_index"] for row in rows]
     found = []
-    for name in names:
-        own = np.array(column(rows, name))
+    scores = {name: np.array(column(rows, name)) for name in names}
+    scores["alive_params"] = np.array([alive_parameters(Subnet.from_json(row["subnet"])) for row in rows])
+    for name, own in scores.items():
         row: dict[str, Any] = {"proxy": name, "cells": int(np.isfinite(own).sum())}
         if row["cells"] < 5:
             continue
@@ -107,7 +150,8 @@ def parzc(options: argparse.Namespace) -> list[dict[str, Any]]:
             if "params" in names:
                 sizes.append(kendall(np.array(column(rows, "params"))[test], worth["cifar10_test_200"][test]))
         found.append({
-            "features": name, "epochs": options.epochs, "trained_on": options.train, "tested_on": len(rows) - options.train, "draws": options.draws,
+            "features": name, "epochs": options.epochs,
+            "trained_on": options.train, "tested_on": len(rows) - options.train, "draws": options.draws,
             "kendall_mean": round(float(np.mean(taus)), 3), "kendall_std": round(float(np.std(taus)), 3),
             "kendall": [round(one, 3) for one in taus], "params_kendall_mean": round(float(np.mean(sizes)), 3),
         })  # fmt: skip
@@ -147,12 +191,20 @@ def main() -> None:
         one.add_argument("--draws", type=int, default=5)
         one.add_argument("--epochs", type=int, default=100)
         one.add_argument("--features", nargs="+", default=["packed", "slots", "slots+choices"])
+    one = commands.add_parser("column")
+    one.add_argument("scores", type=Path)
+    one.add_argument("--out", type=Path, required=True)
+    one = commands.add_parser("alive")
+    one.add_argument("--data-root", type=Path, required=True)
     one = commands.add_parser("together")
     one.add_argument("--batch", type=int, default=32)
     one.add_argument("--without", nargs="*", default=[], help="proxies to leave out")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows = {"table": correlations, "parzc": parzc, "together": together}[options.command](options)
+    commands_by_name = {
+        "table": correlations, "parzc": parzc, "together": together, "column": compact, "alive": alive,
+    }  # fmt: skip
+    rows = commands_by_name[options.command](options)
     json.dump({"command": options.command, "rows": rows, "environment": environment(1)}, sys.stdout, indent=1)
 
 

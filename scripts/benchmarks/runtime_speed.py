@@ -1,8 +1,9 @@
 """Int8 files of whole networks against fp32 and against the runtimes' own quantizers, in one interleaved run.
 
-Run from the repository's root: ``python -m scripts.benchmarks.runtime_speed [--networks resnet18] [--batches 1 8] [--threads 2]
-[--files DIR] [--out FILE.json]``; files that are in DIR already are timed and not made again. Needs the extra ``openvino`` for its rows, and ``nncf`` for that quantizer's; what is not
-installed is left out and named. Weights are random (times do not depend on them), BatchNorm has seen one batch of noise.
+Run from the repository's root: ``python -m scripts.benchmarks.runtime_speed [--networks resnet18] [--batches 1 8]
+[--threads 2] [--files DIR] [--out FILE.json]``; files that are in DIR already are timed and not made again. Needs the extra
+``openvino`` for its rows, and ``nncf`` for that quantizer's; what is not installed is left out and named. Weights are random
+(times do not depend on them), BatchNorm has seen one batch of noise.
 
 Every candidate is called once per round, in rotating order. Two clocks run: wall time, and the processor time of the whole
 process, which other programs on the machine do not lengthen. No runtime spins while it waits, so that processor time is
@@ -39,6 +40,9 @@ Images = NDArray[np.float32]
 Call = Callable[[Images], object]
 NETWORKS = {"resnet18": torchvision.models.resnet18, "mobilenet_v2": torchvision.models.mobilenet_v2}
 TARGETS = {"onnxruntime": "onnxruntime-cpu", "openvino": "openvino-cpu"}
+QUANTIZERS = {
+    "onnxruntime nasq int8": "onnxruntime its own static quantizer", "openvino nasq int8": "openvino NNCF int8"
+}  # fmt: skip
 SESSION = {"session.intra_op.allow_spinning": "0"}
 
 
@@ -155,6 +159,11 @@ def rows(title: str, batch: int, found: Mapping[str, Mapping[str, list[float]]])
             ratios = [a / b for a, b in zip(base[clock], samples, strict=True)]
             row |= {f"{clock} ms": median(samples), f"{clock} vs fp32": median(ratios)}
             row[f"{clock} vs fp32 95 %"] = list(median_interval(ratios))
+            own = found.get(QUANTIZERS.get(name, ""))
+            if own is not None:
+                ratios = [a / b for a, b in zip(own[clock], samples, strict=True)]
+                row |= {f"{clock} vs the other quantizer": median(ratios)}
+                row[f"{clock} vs the other quantizer 95 %"] = list(median_interval(ratios))
         yield row
 
 

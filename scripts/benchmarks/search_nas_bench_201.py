@@ -129,7 +129,9 @@ def summary(lines: list[dict[str, Any]]) -> str:
         budget = max(one["budget"] for one in runs)
         late = f"{median:.0f}" if np.isfinite(median) else f"> {budget}"
         seconds = np.mean([one["seconds"] for one in runs])
-        text.append(f"| {name} | {len(runs)} | {' | '.join(cells)} | {late} | {share:.0%} of {budget} | {seconds:.1f} |")
+        text.append(
+            f"| {name} | {len(runs)} | {' | '.join(cells)} | {late} | {share:.0%} of {budget} | {seconds:.1f} |"
+        )
     head = "| algorithm | runs | 50 | 100 | 200 | evaluations to within 0.1 | reached | CPU s per run |"
     return "\n".join([head, "|---" * 8 + "|", *text])
 

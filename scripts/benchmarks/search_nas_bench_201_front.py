@@ -21,10 +21,11 @@ from scripts.benchmarks.nas_bench_201_table import Lines, Table201
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "random": ("random", {"population": 50}),
+    "nsga2, rate 0.5": ("nsga2", {"population": 50, "mutation_rate": 0.5}),
     "nsga2, population 50": ("nsga2", {"population": 50}),
-    "nsga2": ("nsga2", {"population": 50, "batch": 10}),
-    "nsga2, one change": ("nsga2", {"population": 50, "batch": 10, "mutation_rate": 0.0}),
-    "nsga3": ("nsga3", {"population": 50, "batch": 10}),
+    "nsga2": ("nsga2", {"population": 25, "crossover_rate": 0.5}),
+    "nsga2, steady": ("nsga2", {"population": 25, "batch": 5, "crossover_rate": 0.5}),
+    "nsga3": ("nsga3", {"population": 25, "crossover_rate": 0.5}),
     "local_search": ("local_search", {"population": 50, "batch": 10}),
     "bananas": ("bananas", {"population": 50, "batch": 50}),
 }

@@ -5,7 +5,8 @@ drawn as well, so that every branch counts. A family passes if for each of its s
 the activated supernet's, and the exported file passes the parity gate (docs/integer_arithmetic.md) with the runtime's
 optimizations on.
 
-Usage: ``python -m scripts.benchmarks.timm_sweep [--families ResNet ViT ...] [--out FILE.json] [--markdown FILE.md]``.
+Usage: ``python -m scripts.benchmarks.timm_sweep [--families ResNet ViT ...] [--subnets 3] [--images 8] [--out FILE.json]
+[--markdown FILE.md]``.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from nasq.files import write_json, write_text
 from nasq.quant import QuantizedNetwork, calibrate, freeze, quantize
 from nasq.supernet import Supernet
 
-IMAGES = 4
+IMAGES = 8
 SUBNETS = 3
 
 
@@ -189,7 +190,7 @@ def _one_subnet(supernet: Supernet, images: Tensor, rng: torch.Generator, direct
     return "" if report.passed else report.failures()[0]
 
 
-def sweep_one(name: str, family: Family, subnets: int = SUBNETS) -> Row:
+def sweep_one(name: str, family: Family, subnets: int = SUBNETS, count: int = IMAGES) -> Row:
     """One family; what goes wrong on purpose (a refusal, a difference) becomes the row's reason."""
     row = Row(name, family.model, family.size)
     began = time.perf_counter()
@@ -198,7 +199,7 @@ def sweep_one(name: str, family: Family, subnets: int = SUBNETS) -> Row:
         model = randomise(family.build()).eval()
     row.parameters = sum(parameter.numel() for parameter in model.parameters())
     rng = torch.Generator().manual_seed(0)
-    images = torch.randn(IMAGES, 3, family.size, family.size, generator=rng)
+    images = torch.randn(count, 3, family.size, family.size, generator=rng)
     try:
         supernet = _supernet(model, images)
         row.choices = len(supernet.space.choices)
@@ -212,14 +213,14 @@ def sweep_one(name: str, family: Family, subnets: int = SUBNETS) -> Row:
     return row
 
 
-def markdown(rows: list[Row], machine: Mapping[str, Any]) -> str:
+def markdown(rows: list[Row], machine: Mapping[str, Any], subnets: int = SUBNETS, count: int = IMAGES) -> str:
     """The table, with what it was measured on."""
     passed = sum(row.passed for row in rows)
     lines = [
         "# timm's families: quantize, extract, export",
         "",
-        f"{passed} of {len(rows)} pass. Each: {SUBNETS} random subnets with 2 to 8 bits per weight and tensor, random",
-        f"weights, {IMAGES} images of noise; the extracted model equals the activated supernet, and onnxruntime with its",
+        f"{passed} of {len(rows)} pass. Each: {subnets} random subnets with 2 to 8 bits per weight and tensor, random",
+        f"weights, {count} images of noise; the extracted model equals the activated supernet, and onnxruntime with its",
         "optimizations on equals the integer reference (`python -m scripts.benchmarks.timm_sweep`, seed 0).",
         "",
         "| family | model | input | parameters | choices | operations | integer kernels | final integers differ | result |",
@@ -239,6 +240,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), metavar="FAMILY")
     parser.add_argument("--subnets", type=int, default=SUBNETS)
+    parser.add_argument("--images", type=int, default=IMAGES)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
@@ -248,7 +250,7 @@ def main() -> None:
         family = FAMILIES[name]
         with warnings.catch_warnings(), contextlib.redirect_stdout(sys.stderr):
             warnings.simplefilter("ignore")
-            row = sweep_one(name, family, options.subnets)
+            row = sweep_one(name, family, options.subnets, options.images)
         rows.append(row)
         print(
             f"{row.family:24} {'pass' if row.passed else 'FAIL':4} {row.seconds:6.1f} s  {row.integer}  {row.reason}",
@@ -259,7 +261,7 @@ def main() -> None:
     if options.out:
         write_json(options.out, {"rows": [asdict(row) for row in rows], "environment": machine})
     if options.markdown:
-        write_text(options.markdown, markdown(rows, machine))
+        write_text(options.markdown, markdown(rows, machine, options.subnets, options.images))
 
 
 if __name__ == "__main__":

@@ -142,6 +142,7 @@ def test_a_killed_sweep_goes_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_several_processes_share_the_rows(tmp_path: Path) -> None:
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     subprocess.run([*NASQ, *BASE, "--count", "6", "--quiet", "--out", str(one)], check=True)

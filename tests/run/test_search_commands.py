@@ -33,6 +33,7 @@ def test_the_journal_of_a_run_is_an_optuna_study(finished: Run) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+@pytest.mark.long
 def test_two_workers_find_what_one_process_found(finished: Run, copied: Path, tmp_path: Path, call: Call) -> None:
     url = f"sqlite:///{tmp_path}/study.db"
     done = call("search", begin_anew(copied), "--workers", 2, "--storage", url, "--study", "mine", "--json")

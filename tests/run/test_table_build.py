@@ -186,8 +186,8 @@ def test_the_command_refuses_bad_input(tmp_path: Path, call: Call) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_killed_and_continued_by_two_workers(tmp_path: Path, call: Call) -> None:
-    settings = [part for setting in SETTINGS[:3] for part in ("--set", setting)] + ["--set", "train.epochs=6"]
-    words = ["table", "build", "digits_mobile", "--count", 3, "--train-images", 300, "--quiet", *settings]
+    settings = [part for setting in SETTINGS[:3] for part in ("--set", setting)] + ["--set", "train.epochs=3"]
+    words = ["table", "build", "digits_mobile", "--count", 3, "--train-images", 160, "--quiet", *settings]
     one, two = tmp_path / "one.csv", tmp_path / "two.csv"
     assert call(*words, "--out", one).code == 0
     process = start(*words, "--out", two)

@@ -77,6 +77,7 @@ def server() -> Iterator[Server]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(280)
+@pytest.mark.long
 def test_four_workers_two_killed_one_restart(server: Server, tmp_path: Path) -> None:
     toy = Toy()
     wanted = rows(Study(tmp_path / "alone", toy.algorithm(), toy.evaluator).run(BUDGET))

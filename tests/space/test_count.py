@@ -38,7 +38,7 @@ def test_a_choice_shared_by_many_branches():
 
 def test_a_chain_of_many_shared_choices_does_not_explode():
     # s_i is used where gate i or gate i + 1 is on: a transfer matrix counts it.
-    n = 200
+    n = 80
     gates = [Choice(f"g{i}", (0, 1)) for i in range(n)]
     shared = [Choice(f"s{i}", (0, 1, 2)) for i in range(n - 1)]
     conditions = {f"s{i}": [((f"g{i}", frozenset({1})),), ((f"g{i + 1}", frozenset({1})),)] for i in range(n - 1)}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq.errors import InputError
-from nasq.ranking import Needs, Passes, PassProxy, PoolProxy, ranks
+from nasq.ranking import Needs, Passes, PassProxy, PoolProxy, Recorder, ranks
 
 from ._initialise import kaiming
 from .flops import Flops
@@ -58,7 +58,7 @@ def _measured(passes: Passes) -> dict[str, float]:
     for block in blocks_of(model):
         block.register_forward_hook(watch)
     x = passes.noise((SAMPLES, *passes.x.shape[1:]), "az_nas input").requires_grad_(True)
-    with torch.enable_grad():
+    with torch.enable_grad(), Recorder({}):
         passes.run(model, x, "float")
     if not pairs:
         raise InputError("az_nas compares feature maps of blocks [N, C, H, W] and the network made none.")

@@ -37,18 +37,28 @@ class Meco(PassProxy):
 
     def measure(self, passes: Passes) -> float:
         """On a noise image of the batch's shape."""
-        model, total = passes.copy(), [0.0]
+        outputs = passes.shared("meco", lambda: _outputs(passes))
+        values = (
+            passes.shared(f"meco {index}", functools.partial(smallest_eigenvalue, features))
+            for index, (module, features) in enumerate(outputs)
+            if self.counts(module)
+        )
+        return float(sum(values))
 
-        def watch(module: nn.Module, inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and output.ndim >= 2:
-                total[0] += smallest_eigenvalue(output[0].detach())
 
-        for module in model.modules():
-            if self.counts(module):
-                module.register_forward_hook(functools.partial(watch))
-        with torch.no_grad():
-            passes.run(model, passes.noise((1, *passes.x.shape[1:]), "meco input"), "float")
-        return total[0]
+def _outputs(passes: Passes) -> list[tuple[nn.Module, Tensor]]:
+    """What every module makes of a noise image, in the order of their ends, as copies: they may be changed in place."""
+    model, found = passes.copy(), list[tuple[nn.Module, Tensor]]()
+
+    def watch(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.ndim >= 2:
+            found.append((module, output[0].detach().clone()))
+
+    for module in model.modules():
+        module.register_forward_hook(watch)
+    with torch.no_grad():
+        passes.run(model, passes.noise((1, *passes.x.shape[1:]), "meco input"), "float")
+    return found
 
 
 class MecoStable(Meco):

@@ -14,6 +14,9 @@ from ._initialise import gaussian
 
 __all__ = ["Swap"]
 
+TABLE = 20
+"""Up to so many samples the patterns, 2 to the power of that many, fit a table."""
+
 
 class Swap(PassProxy):
     """The number of distinct sample-wise patterns of the 4-D ReLU outputs, averaged over initialisations.
@@ -57,15 +60,41 @@ class Swap(PassProxy):
 
     def _patterns(self, passes: Passes, model: torch.nn.Module) -> int:
         x = passes.x[: self.samples]
-        powers = 2 ** torch.arange(len(x), device=passes.device, dtype=torch.int64)
-        found: list[Tensor] = []
+        found = _Patterns(len(x), passes.device)
 
         def watch(before: Tensor) -> None:
             if before.ndim == 4:
-                found.append(((before > 0).flatten(1) * powers[:, None]).sum(0).unique())
+                found.add(before > 0)
 
         with torch.no_grad(), Recorder({}, on_relu=watch):
             passes.run(model, x, "float")
-        if not found:
+        if not found.units:
             raise InputError("swap looks at ReLUs on feature maps and the network ran none. Take another proxy.")
-        return len(torch.cat(found).unique())
+        return found.count()
+
+
+class _Patterns:
+    """Counts distinct patterns: of few samples by a table of what was seen, of many by sorting."""
+
+    def __init__(self, samples: int, device: torch.device) -> None:
+        self.units, few = 0, samples <= TABLE
+        # Numbers below 2^20 are exact in float32, whose products are much faster than those of integers.
+        powers = 2 ** torch.arange(samples, device=device, dtype=torch.int64)
+        self.powers = powers.float() if few else powers
+        self.seen = torch.zeros(2**samples if few else 0, dtype=torch.bool, device=device)
+        self.listed: list[Tensor] = []
+
+    def add(self, states: Tensor) -> None:
+        """The states ``[samples, ...]`` of some units."""
+        rows = states.flatten(1)
+        self.units += rows.shape[1]
+        if len(self.seen):
+            self.seen[(self.powers @ rows.float()).long()] = True
+        else:
+            self.listed.append((rows * self.powers[:, None]).sum(0).unique())  # type: ignore[no-untyped-call]
+
+    def count(self) -> int:
+        """Of all that was added."""
+        if len(self.seen):
+            return int(self.seen.sum())
+        return len(torch.cat(self.listed).unique())  # type: ignore[no-untyped-call]

@@ -150,6 +150,9 @@ def ranker_fit(
     epochs: Annotated[int, typer.Option(min=1)] = 100,
     members: Annotated[int, typer.Option(min=1, help="Networks of the ensemble.")] = 3,
     choices: Annotated[bool, typer.Option("--choices", help="Also learn from the subnets' choices.")] = False,
+    proxy: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Also learn from the rank by this column; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     json: Json = False,
     quiet: Quiet = False,
@@ -165,6 +168,7 @@ def ranker_fit(
         members=members,
         seed=seed,
         choices=choices,
+        scores=tuple(dict.fromkeys(proxy or ())),
     )
     facts = fit_ranker(scores, table, out, metric, count, config)
     tau = "" if facts["kendall"] is None else f", Kendall {facts['kendall']:.3f} on the other {facts['tested_on']}"

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 __all__ = ["FASTER", "Geometry", "convolve", "sample_gradients"]
@@ -115,18 +114,16 @@ def convolve(func: Any, x: Tensor, weight: Tensor, bias: Tensor | None, geometry
     return torch.matmul(weight.flatten(1), x.flatten(2)).reshape(len(x), -1, *x.shape[2:])
 
 
-class _BoxMean(torch.autograd.Function):
-    """3x3 average pooling of stride 1 that does not count the padding: symmetric, so its gradient is the same box."""
+class _BoxSum(torch.autograd.Function):
+    """Sums of 3x3 windows, zeros around: symmetric, so its gradient is itself, as often as one differentiates."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.share = _box(x.new_ones(1, 1, *x.shape[2:])).reciprocal_()
-        return _box(x).mul_(ctx.share)
+        return _box(x)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Any) -> Any:
-        return _box(grads[0] * ctx.share)
+        return _BoxSum.apply(grads[0])
 
 
 def _box(x: Tensor) -> Tensor:
@@ -148,9 +145,10 @@ def _avg_pool2d(
     same = {3: {3, (3, 3)}, 1: {1, (1, 1)}}
     usual = kernel_size in same[3] and stride in same[1] and padding in same[1] and not count_include_pad
     if usual and divisor_override is None and input.device.type == "cpu" and input.ndim == 4:
-        return _BoxMean.apply(input)  # type: ignore[no-any-return]
+        share = _box(input.new_ones(1, 1, *input.shape[2:])).reciprocal_()
+        return _BoxSum.apply(input) * share  # type: ignore[no-any-return]
     return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 
 FASTER: dict[Any, Callable[..., Tensor]] = {F.avg_pool2d: _avg_pool2d}
-"""Operations with a faster form in the batched per-sample pass: equal up to rounding."""
+"""Operations with a faster form, twice differentiable too: equal up to rounding."""

@@ -110,7 +110,7 @@ _RELUS = {
 
 
 class Recorder(TorchFunctionMode):
-    """Observes what runs inside its ``with`` statement.
+    """Observes what runs inside its ``with`` statement, and runs some of it in a faster form.
 
     Args:
         layers: From :func:`layers_of`, of the network that runs.
@@ -145,7 +145,7 @@ class Recorder(TorchFunctionMode):
         else:
             if self.on_relu is not None and func in _RELUS:
                 self.on_relu(args[0] if args else kwargs["input"])
-            fast = batched.FASTER.get(func) if self.per_sample else None
+            fast = batched.FASTER.get(func)
             made = func(*args, **kwargs) if fast is None else fast(*args, **kwargs)
         if self.on_output is not None and isinstance(made, Tensor):
             self.on_output(made)

@@ -6,7 +6,8 @@ of layers, so one position means different places in different subnets.
 
 Every statistic is scaled to 0..1 over the layers of its own subnet, which removes its magnitude; ``magnitudes`` adds the
 logarithms of the sums. A subnet's own choices, one-hot, may stand beside them: what has no layer (a skip, a pooling, nothing
-at all) leaves no statistic, and the options tell them apart. Shapes: ``D`` features.
+at all) leaves no statistic, and the options tell them apart. So may the scores of proxies, each as its rank among the subnets
+that were seen. Shapes: ``D`` features.
 """
 
 from __future__ import annotations
@@ -27,6 +28,11 @@ from nasq.space import Option
 __all__ = ["Features", "dagger", "scaled"]
 
 Floats = NDArray[np.float64]
+Scores = Mapping[str, float]
+"""The scores of one subnet, by name."""
+
+LEVELS = 257
+"""Values of a score that are kept to find a rank by; fewer where fewer subnets were seen."""
 
 
 def scaled(values: Floats) -> Floats:
@@ -54,6 +60,8 @@ class Features:
         spread: See ``centre``.
         choices: Names of choices with their options, as JSON, in order; one-hot at the end of the vector. An option that is
             not among them, or a choice that a subnet does not have, is all zeros.
+        scores: Names of scores with evenly spaced quantiles of their values over the subnets that were seen. A score enters
+            as its rank among them, scaled to deviation 1, so that no monotone change of a proxy matters.
     """
 
     kind: Literal["packed", "slots"]
@@ -63,6 +71,7 @@ class Features:
     centre: tuple[float, ...] = ()
     spread: tuple[float, ...] = ()
     choices: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    scores: tuple[tuple[str, tuple[float, ...]], ...] = ()
 
     @classmethod
     def of(
@@ -71,11 +80,12 @@ class Features:
         kind: Literal["packed", "slots"] = "slots",
         magnitudes: bool = True,
         cells: Sequence[Mapping[str, Option]] = (),
+        scores: Sequence[Scores] = (),
     ) -> Features:
-        """The features that hold all of ``subnets``, and the options of ``cells`` where there are some.
+        """The features that hold all of ``subnets``, the options of ``cells`` and the ``scores`` where there are some.
 
         Raises:
-            InputError: There is none, or ``kind`` is unknown.
+            InputError: There is none, ``kind`` is unknown, or a score is NaN.
         """
         if not subnets or kind not in {"packed", "slots"}:
             raise InputError(
@@ -85,26 +95,29 @@ class Features:
             slots = tuple(sorted({path for one in subnets for path in one}, key=_natural))
         else:
             slots = tuple(str(index) for index in range(max(len(one) for one in subnets)))
-        choices = _options(cells)
+        choices, levels = _options(cells), _levels(scores)
         if not magnitudes:
-            return cls(kind, slots, choices=choices)
+            return cls(kind, slots, choices=choices, scores=levels)
         sizes = np.array([_magnitudes(one) for one in subnets])
         spread = sizes.std(0)
         return cls(kind, slots, magnitudes=True, centre=tuple(sizes.mean(0).tolist()),
-                   spread=tuple(np.where(spread > 1e-9, spread, 1.0).tolist()), choices=choices)  # fmt: skip
+                   spread=tuple(np.where(spread > 1e-9, spread, 1.0).tolist()), choices=choices,
+                   scores=levels)  # fmt: skip
 
     @property
     def length(self) -> int:
         """``D``."""
         onehot = sum(len(options) for _, options in self.choices)
-        return len(self.slots) * len(self.statistics) + len(self.centre) + onehot
+        return len(self.slots) * len(self.statistics) + len(self.centre) + onehot + len(self.scores)
 
-    def vector(self, nodes: NodeStatistics, cell: Mapping[str, Option] | None = None) -> Floats:
-        """One subnet's features ``[D]``: the statistics one after another, then magnitudes, then its choices.
+    def vector(
+        self, nodes: NodeStatistics, cell: Mapping[str, Option] | None = None, scores: Scores | None = None
+    ) -> Floats:
+        """One subnet's features ``[D]``: the statistics one after another, then magnitudes, its choices, its scores.
 
         Raises:
             InputError: The subnet has more layers, or a layer at a place that is not among the slots: it is of another space;
-                or its choices are features and were not given.
+                or its choices or scores are features and were not given.
         """
         if self.choices and cell is None:
             raise InputError(
@@ -135,20 +148,23 @@ class Features:
         for choice, options in self.choices:
             own = json.dumps(cell[choice]) if cell is not None and choice in cell else None
             parts.append(np.array([float(option == own) for option in options]))
+        parts += [np.array([_rank(name, levels, scores)]) for name, levels in self.scores]
         return np.concatenate(parts)
 
     def to_json(self) -> dict[str, Any]:
         """For :meth:`from_json`."""
         return {"kind": self.kind, "slots": list(self.slots), "statistics": list(self.statistics),
                 "magnitudes": self.magnitudes, "centre": list(self.centre), "spread": list(self.spread),
-                "choices": [[name, list(options)] for name, options in self.choices]}  # fmt: skip
+                "choices": [[name, list(options)] for name, options in self.choices],
+                "scores": [[name, [_number(one) for one in levels]] for name, levels in self.scores]}  # fmt: skip
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Features:
         """Reads :meth:`to_json`."""
         return cls(value["kind"], tuple(value["slots"]), tuple(value["statistics"]), bool(value["magnitudes"]),
                    tuple(value["centre"]), tuple(value["spread"]),
-                   tuple((name, tuple(options)) for name, options in value.get("choices", [])))  # fmt: skip
+                   tuple((name, tuple(options)) for name, options in value.get("choices", [])),
+                   tuple((name, tuple(map(float, levels))) for name, levels in value.get("scores", [])))  # fmt: skip
 
 
 def _options(cells: Sequence[Mapping[str, Option]]) -> tuple[tuple[str, tuple[str, ...]], ...]:
@@ -157,6 +173,38 @@ def _options(cells: Sequence[Mapping[str, Option]]) -> tuple[tuple[str, tuple[st
         for name, option in cell.items():
             found.setdefault(name, set()).add(json.dumps(option))
     return tuple((name, tuple(sorted(found[name]))) for name in sorted(found))
+
+
+def _levels(scores: Sequence[Scores]) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    """Of every score, the quantiles that ranks are found by."""
+    found = []
+    for name in scores[0] if scores else ():
+        values = np.sort([_known(name, one) for one in scores])
+        at = np.linspace(0, len(values) - 1, min(LEVELS, len(values))).round().astype(int)
+        found.append((name, tuple(values[at].tolist())))
+    return tuple(found)
+
+
+def _known(name: str, scores: Scores | None) -> float:
+    value = math.nan if scores is None else scores.get(name, math.nan)
+    if math.isnan(value):
+        raise InputError(
+            f"the score {name!r} is a feature, and of a subnet it is NaN or not there. Give "
+            "it for every subnet, leave such subnets out, or learn without that score."
+        )
+    return float(value)
+
+
+def _rank(name: str, levels: Sequence[float], scores: Scores | None) -> float:
+    """The middle of the ranks that a value has among ``levels``, from -sqrt(3) to sqrt(3)."""
+    value = _known(name, scores)
+    below, up_to = np.searchsorted(levels, value, "left"), np.searchsorted(levels, value, "right")
+    return float(((below + up_to) / (2 * len(levels)) - 0.5) * math.sqrt(12))
+
+
+def _number(value: float) -> float | str:
+    """JSON has no infinities."""
+    return value if math.isfinite(value) else str(value)
 
 
 def _natural(path: str) -> tuple[tuple[int, int | str], ...]:

@@ -246,7 +246,8 @@ class Passes:
 
     def gradients(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Gradients of the mean loss over other images than the batch, by layer; unused layers have zeros."""
-        logits = self.run(self.model, x)
+        with Recorder({}):
+            logits = self.run(self.model, x)
         return _filled(
             torch.autograd.grad(self.loss(logits, y), list(self.layers.values()), allow_unused=True), self.layers
         )

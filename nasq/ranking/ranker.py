@@ -6,12 +6,11 @@ prediction is the mean over the ensemble and over draws of the Bayesian weights;
 Differences from the released code: tokens are mixed (there no segment sees another before the final mean); the loss is the
 i < j form; a last batch of one subnet joins the one before (it has no pair); slots beside packed order; several networks.
 The optional graph-transformer branch of the paper is not here: the slots say where a statistic was measured, and the subnets'
-choices may stand beside the statistics.
+choices and the scores of proxies may stand beside the statistics.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +27,7 @@ from torch import Tensor
 
 from nasq.errors import ArtifactError, InputError, TrainingError
 from nasq.files import read_json, write_bytes, write_json
-from nasq.ranking.features import Features
+from nasq.ranking.features import Features, Scores
 from nasq.ranking.kendall import diff_kendall, pairwise_loss
 from nasq.ranking.mabn import MABN, MabnConfig
 from nasq.ranking.nodes import NodeStatistics
@@ -57,6 +56,7 @@ class RankerConfig:
         draws: Of the Bayesian weights, in a prediction; 0 takes their means.
         seed: Of everything.
         segments, width, depth, dropout, mixing: See :class:`~nasq.ranking.mabn.MabnConfig`.
+        scores: Names of the scores that are features too, by their ranks.
     """
 
     kind: Literal["packed", "slots"] = "slots"
@@ -75,8 +75,10 @@ class RankerConfig:
     dropout: float = 0.0
     mixing: Literal["tokens", "channels"] = "tokens"
     choices: bool = False
+    scores: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "scores", tuple(self.scores))  # JSON has lists only
         unknown = set(self.loss.split("+")) - {"kendall", "pairwise", "mse"}
         if self.kind not in {"packed", "slots"}:
             raise InputError(f"the features are {self.kind!r}. Allowed: 'slots', or 'packed' as in the paper.")
@@ -114,6 +116,7 @@ class Ranker:
         subnets: Sequence[NodeStatistics],
         space: str | None = None,
         cells: Sequence[Mapping[str, Option]] = (),
+        scores: Sequence[Scores] = (),
     ) -> tuple[Floats, Floats]:
         """Scores ``[n]`` (larger is better) and their uncertainty ``[n]``, in units of the training targets' deviation.
 
@@ -121,16 +124,17 @@ class Ranker:
             subnets: Node-wise statistics, made as those of the training subnets.
             space: Fingerprint of their space, to be checked.
             cells: The subnets themselves, in the same order; needed where their choices are features.
+            scores: Their scores by name, in the same order; needed where scores are features.
 
         Raises:
-            InputError: They are of another space, or ``cells`` are missing.
+            InputError: They are of another space, or ``cells`` or ``scores`` are missing.
         """
         if space is not None and space != self.space:
             raise InputError(
                 f"the ranker was fitted on a space with the fingerprint {self.space}, and these scores are of {space}. Fit "
                 "one on this space: 'nasq ranker fit'."
             )
-        x = _inputs(self.features, subnets, cells)
+        x = _inputs(self.features, subnets, cells, scores)
         found = np.array([row for network in self.networks for row in self._draws(network, x)])
         return found.mean(0), found.std(0)
 
@@ -181,16 +185,21 @@ class Ranker:
             raise ArtifactError(f"{directory} holds no ranker that can be read: {str(error)[:200]}.") from error
 
 
-def _inputs(features: Features, subnets: Sequence[NodeStatistics], cells: Sequence[Mapping[str, Option]]) -> Tensor:
+def _inputs(
+    features: Features,
+    subnets: Sequence[NodeStatistics],
+    cells: Sequence[Mapping[str, Option]],
+    scores: Sequence[Scores],
+) -> Tensor:
     """Feature vectors ``[n, D]``."""
-    if len(cells) not in {0, len(subnets)}:
-        raise InputError(
-            f"{len(cells)} cells were given for the statistics of {len(subnets)} subnets. Give one for each."
-        )
-    known = cells or itertools.repeat(None, len(subnets))
-    return torch.tensor(
-        np.stack([features.vector(*both) for both in zip(subnets, known, strict=True)]), dtype=torch.float32
-    )
+    for what, given in (("cells", cells), ("scores", scores)):
+        if len(given) not in {0, len(subnets)}:
+            raise InputError(
+                f"{len(given)} {what} were given for the statistics of {len(subnets)} subnets. Give one for each."
+            )
+    nothing = [None] * len(subnets)
+    rows = zip(subnets, cells or nothing, scores or nothing, strict=True)
+    return torch.tensor(np.stack([features.vector(*one) for one in rows]), dtype=torch.float32)
 
 
 def _network(features: Features, config: RankerConfig, member: int) -> MABN:
@@ -247,6 +256,8 @@ def fit(
     config: RankerConfig | None = None,
     known: Sequence[NodeStatistics] = (),
     cells: Sequence[Mapping[str, Option]] = (),
+    scores: Sequence[Scores] = (),
+    known_scores: Sequence[Scores] = (),
 ) -> Ranker:
     """Trains a ranker.
 
@@ -257,6 +268,8 @@ def fit(
         config: Settings.
         known: Further subnets without targets; they only make sure that all places of the space are among the slots.
         cells: The training subnets themselves, in the order of ``subnets``; needed where their choices are features.
+        scores: Of the training subnets, by name, in their order; needed where scores are features.
+        known_scores: Of further subnets without targets, so that ranks are those among many.
 
     Raises:
         InputError: Fewer than two subnets, targets that are all the same or not finite.
@@ -271,8 +284,17 @@ def fit(
         )
     if config.choices and not cells:
         raise InputError("choices are to be features (choices=True) and no subnets were given. Give them: cells=[...].")
-    features = Features.of([*subnets, *known], config.kind, config.magnitudes, cells if config.choices else ())
-    x = _inputs(features, subnets, cells)
+    if config.scores and not scores:
+        raise InputError("scores are to be features and none were given. Give those of every subnet: scores=[...].")
+    ranked = [{name: one.get(name, math.nan) for name in config.scores} for one in (*scores, *known_scores)]
+    features = Features.of(
+        [*subnets, *known],
+        config.kind,
+        config.magnitudes,
+        cells if config.choices else (),
+        ranked if config.scores else (),
+    )
+    x = _inputs(features, subnets, cells, scores)
     y = torch.tensor((values - values.mean()) / values.std(), dtype=torch.float32)
     networks = [_network(features, config, member) for member in range(config.members)]
     history = [_train(network, x, y, config, member) for member, network in enumerate(networks)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from nasq.errors import InputError
+from nasq.errors import InputError, choose_from
 from nasq.files import read_json
 from nasq.ranking.nodes import NodeStatistics
 from nasq.ranking.ranker import Ranker, RankerConfig, fit
@@ -28,6 +28,19 @@ class _Scored:
     rows: list[dict[str, str]]
     nodes: list[NodeStatistics]
     space: str
+    columns: list[str]
+
+    def scores(self, names: Sequence[str], at: Sequence[int] | None = None) -> list[dict[str, float]]:
+        """Some columns of all rows, or of some; an empty cell is NaN.
+
+        Raises:
+            InputError: There is no such column.
+        """
+        for name in names:
+            if name not in self.columns:
+                raise choose_from("score column", name, self.columns, "The ranker learns from it; see 'nasq score'.")
+        rows = self.rows if at is None else [self.rows[index] for index in at]
+        return [{name: float(row[name] or "nan") for name in names} for row in rows]
 
     def cells(self, at: Sequence[int] | None = None) -> list[Subnet]:
         """The subnets themselves, or those of some rows."""
@@ -36,7 +49,7 @@ class _Scored:
 
 
 def _read(path: Path) -> _Scored:
-    rows, _ = read_scores(path)
+    rows, columns = read_scores(path)
     nodes = read_nodes(path)
     settings = read_json(path.with_name(path.name + ".json"))
     missing = [row["subnet_id"] for row in rows if row["subnet_id"] not in nodes]
@@ -44,7 +57,7 @@ def _read(path: Path) -> _Scored:
         raise InputError(
             f"{path} has no node-wise statistics of {missing[0]} ({len(missing)} in all). Make it with --nodes."
         )
-    return _Scored(rows, [nodes[row["subnet_id"]] for row in rows], str(settings.get("fingerprint", "")))
+    return _Scored(rows, [nodes[row["subnet_id"]] for row in rows], str(settings.get("fingerprint", "")), columns)
 
 
 def _values(scored: _Scored, table: Table, metric: str | None) -> tuple[str, list[float]]:
@@ -78,7 +91,7 @@ def fit_ranker(
         Facts: numbers of training subnets, the metric, and Kendall's tau on the rows left out (``None`` without any).
 
     Raises:
-        InputError: Fewer than two rows are in the table, or fewer than ``count``.
+        InputError: Fewer than two rows are in the table, or fewer than ``count``; or a score to learn from is not there.
     """
     from scipy.stats import kendalltau
 
@@ -95,12 +108,17 @@ def fit_ranker(
     train, rest = order[:wanted], order[wanted:]
     ranker = fit(
         [scored.nodes[at] for at in train], [values[at] for at in train], scored.space, config, scored.nodes,
-        scored.cells(train.tolist()),
+        scored.cells(train.tolist()), scored.scores(config.scores, train.tolist()),
+        scored.scores(config.scores, rest.tolist()),
     )  # fmt: skip
     ranker.save(out)
     tau = None
     if len(rest) > 1:
-        predicted, _ = ranker.predict([scored.nodes[at] for at in rest], cells=scored.cells(rest.tolist()))
+        predicted, _ = ranker.predict(
+            [scored.nodes[at] for at in rest],
+            cells=scored.cells(rest.tolist()),
+            scores=scored.scores(config.scores, rest.tolist()),
+        )
         tau = float(kendalltau(predicted, [values[at] for at in rest]).statistic)
     return {"ranker": str(out), "metric": name, "trained_on": int(wanted), "tested_on": len(rest), "kendall": tau}
 
@@ -109,10 +127,12 @@ def apply_ranker(directory: Path, scores: Path, out: Path) -> dict[str, Any]:
     """Writes a file of scores with the columns ``parzc`` and ``parzc_uncertainty`` for the subnets of ``scores``.
 
     Raises:
-        InputError: The ranker was fitted on another space.
+        InputError: The ranker was fitted on another space, or learned from a score that the file has not.
     """
     ranker, scored = Ranker.load(directory), _read(scores)
-    predicted, uncertain = ranker.predict(scored.nodes, scored.space, scored.cells())
+    predicted, uncertain = ranker.predict(
+        scored.nodes, scored.space, scored.cells(), scored.scores(ranker.config.scores)
+    )
     if out.exists():
         raise InputError(f"{out} exists. Give another --out.")
     file = ScoreFile(out, ["parzc", "parzc_uncertainty"], {"fingerprint": scored.space, "ranker": str(directory)})

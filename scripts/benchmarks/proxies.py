@@ -11,7 +11,8 @@ Usage::
 
 ``table``: Spearman and Kendall with 95 % bootstrap intervals over cells, parameters on the same cells, and the rank
 agreement with the values NASLib published. ``parzc``: trained on so many cells (validation accuracy), tested on the others
-(test accuracy).
+(test accuracy); features are ``packed`` or ``slots``, with ``+choices``, ``+scores`` (the ranks by the file's columns) or
+``+graph`` (what :mod:`scripts.benchmarks.nas_bench_201_combination` counts on a cell's paths).
 ``together``: all proxies in one call beside one call each, processor time. ``column``: a compact file of the scores by
 official index. ``alive``: how well two counts rank all 15,625 cells, parameters and parameters on a path from input to
 output; ``table`` has the latter beside the proxies.
@@ -41,6 +42,7 @@ from nasq.ranking.ranker import RankerConfig, fit
 from nasq.ranking.statistics import kendall, spearman
 from nasq.run.score import fresh
 from nasq.run.score_file import column, read_nodes, read_scores
+from scripts.benchmarks.nas_bench_201_combination import features
 
 TRUTH = "tables/nas_bench_201_cifar10.csv.gz"
 PUBLISHED = "tables/nas_bench_201_cifar10_published_proxies.csv.gz"
@@ -124,6 +126,17 @@ def correlations(options: argparse.Namespace) -> list[dict[str, Any]]:
     return found
 
 
+def _beside(
+    rows: list[dict[str, str]], names: list[str], cells: list[Subnet], more: list[str]
+) -> list[dict[str, float]]:
+    """The scores that a ranker sees of every cell."""
+    made = [{name: float(row[name]) for name in names} if "scores" in more else {} for row in rows]
+    if "graph" in more:
+        for own, cell in zip(made, cells, strict=True):
+            own |= {f"graph{index}": value for index, value in enumerate(features(cell))}
+    return made
+
+
 def parzc(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows, names = read_scores(options.scores)
     nodes = read_nodes(options.scores)
@@ -135,17 +148,23 @@ def parzc(options: argparse.Namespace) -> list[dict[str, Any]]:
     }
     found = []
     for name in options.features:
-        kind, _, choices = name.partition("+")
+        kind, *more = name.split("+")
+        beside = _beside(rows, names, cells, more)
         taus, sizes = [], []
         for draw in range(options.draws):
             order = np.random.default_rng(draw).permutation(len(rows))
             train, test = order[: options.train], order[options.train :]
             config = RankerConfig(
-                kind=kind, magnitudes=kind == "slots", choices=bool(choices), epochs=options.epochs, seed=draw
+                kind=kind, magnitudes=kind == "slots", choices="choices" in more, epochs=options.epochs, seed=draw,
+                scores=tuple(beside[0]),
+            )  # fmt: skip
+            made = fit(
+                [vectors[at] for at in train], worth["cifar10_valid_200"][train], "", config, vectors,
+                [cells[at] for at in train], [beside[at] for at in train], [beside[at] for at in test],
+            )  # fmt: skip
+            predicted, _ = made.predict(
+                [vectors[at] for at in test], cells=[cells[at] for at in test], scores=[beside[at] for at in test]
             )
-            own = [cells[at] for at in train]
-            made = fit([vectors[at] for at in train], worth["cifar10_valid_200"][train], "", config, vectors, own)
-            predicted, _ = made.predict([vectors[at] for at in test], cells=[cells[at] for at in test])
             taus.append(kendall(predicted, worth["cifar10_test_200"][test]))
             if "params" in names:
                 sizes.append(kendall(np.array(column(rows, "params"))[test], worth["cifar10_test_200"][test]))

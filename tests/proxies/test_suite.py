@@ -9,10 +9,12 @@ import math
 import numpy as np
 import pytest
 import torch
+from nasq.proxies.alive_params import AliveParams
 from nasq.proxies.az_nas import AzNas, Expressivity, Progressivity, Trainability
 from nasq.proxies.epe_nas import EpeNas
 from nasq.proxies.fisher import Fisher
 from nasq.proxies.grad_norm import GradNorm
+from nasq.proxies.gradsign import GradSign
 from nasq.proxies.grasp import Grasp
 from nasq.proxies.jacov import Jacov
 from nasq.proxies.l2_norm import L2Norm
@@ -22,7 +24,7 @@ from nasq.proxies.naswot import Naswot
 from nasq.proxies.ntk import Ntk
 from nasq.proxies.plain import Plain
 from nasq.proxies.snip import Snip
-from nasq.proxies.swap import Swap
+from nasq.proxies.swap import TABLE, Swap, _Patterns
 from nasq.proxies.synflow import Synflow
 from nasq.proxies.synflow_bn import SynflowBN
 from nasq.proxies.te_nas import TeNas
@@ -34,6 +36,7 @@ from torch.nn import functional as F
 
 from nasq.errors import InputError
 from nasq.ranking import PassProxy, Proxy, ranks, score, score_pool
+from nasq.ranking.batched import FASTER
 from tests.proxies.nets import Batch, Mixed, batch, built, mean_gradients, small, weights
 
 GRADIENT = [GradNorm(), Snip(), Plain(), Fisher(), Grasp()]
@@ -325,6 +328,56 @@ def test_swap_bounds() -> None:
         Swap(samples=63)
 
 
+@pytest.mark.parametrize("samples", [5, TABLE + 2])
+def test_patterns_are_counted_as_a_set_does(samples: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    found, wanted = _Patterns(samples, torch.device("cpu")), set()
+    for units in (40, 9):
+        states = torch.rand(samples, units, 1, generator=rng) > 0.5
+        states[:, 3] = states[:, 2]
+        found.add(states)
+        wanted |= {tuple(column) for column in states.flatten(1).T.tolist()}
+    assert found.count() == len(wanted) and found.units == 49
+
+
+def test_alive_params_counts_what_the_loss_depends_on() -> None:
+    model, given = built(Mixed), batch()
+    found = mean_gradients(model, given)
+    assert value(AliveParams(), model, given) == sum(int((one != 0).sum()) for one in found.values())
+    assert 0 < value(AliveParams(), model, given) <= sum(one.numel() for one in found.values()) - 16  # unused.weight
+    one = (given[0][:1], given[1][:1])
+    plain = built(lambda: Mixed(norms=False))
+    assert value(AliveParams(), plain, one) == value(GradSign(), plain, one)
+    with torch.no_grad():
+        model.stem.weight[0, 0, 0, 0] = math.nan
+    assert math.isnan(value(AliveParams(), model, given))
+
+
+def test_alive_params_leaves_out_a_branch_that_is_never_switched_on() -> None:
+    class Branches(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Conv2d(3, 3, 3, padding=1) for _ in range(3))
+            self.head = nn.Linear(3, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((self.a(x) + self.c(self.b(x).relu())).mean((2, 3)))
+
+    model = built(Branches).double()
+    assert value(AliveParams(), model, deep(batch())) == 3 * 81 + 15
+    with torch.no_grad():
+        model.b.bias.fill_(-1e6)
+    assert value(AliveParams(), model, deep(batch())) == 81 + 15
+
+
+def test_the_faster_pooling_is_the_same_function_twice_differentiable() -> None:
+    x = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    fast = lambda x: FASTER[F.avg_pool2d](x, 3, 1, 1, False, False)  # noqa: E731
+    torch.testing.assert_close(fast(x), F.avg_pool2d(x, 3, 1, 1, False, False))
+    square = lambda x: fast(x * x)  # noqa: E731  # whose second derivative is not 0
+    assert torch.autograd.gradcheck(square, (x,)) and torch.autograd.gradgradcheck(square, (x,))
+
+
 def test_meco_eigenvalues() -> None:
     rng = np.random.default_rng(0)
     features = rng.normal(size=(6, 5, 5))
@@ -341,6 +394,8 @@ def test_meco_counts_containers_and_its_stable_form_does_not() -> None:
     assert value(Meco(), nested, batch()) > value(Meco(), model, batch())
     assert value(MecoStable(), nested, batch()) == value(MecoStable(), model, batch())
     assert 0 <= value(MecoStable(), model, batch()) <= 2
+    both = score([Meco(), MecoStable()], model, batch())
+    assert both == {"meco": value(Meco(), model, batch()), "meco_stable": value(MecoStable(), model, batch())}
 
 
 def test_zen_draws_its_own_weights() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -116,6 +117,36 @@ def test_choices_stand_beside_the_statistics() -> None:
         fit(same, worth, config=config)
     with pytest.raises(InputError, match="3 cells were given for the statistics of 4 subnets"):
         made.predict(same[:4], cells=cells[:3])  # type: ignore[arg-type]
+
+
+def test_scores_stand_beside_the_statistics_as_ranks(tmp_path: Path) -> None:
+    """Subnets whose layers look the same are told apart by a score, and no monotone change of it matters."""
+    same, drawn = [nodes(1)[0]] * 20, np.random.default_rng(0).permutation(20).astype(float)
+    scores = [{"a": value, "b": 1.0} for value in drawn]
+    features = Features.of(same, "slots", False, scores=scores)
+    ranked = np.array([features.vector(same[0], scores=one)[-2:] for one in scores])
+    assert (ranked[:, 1] == 0).all() and np.array_equal(ranked[:, 0].argsort(), drawn.argsort())
+    assert ranked[:, 0].std() == pytest.approx(1, rel=0.01) and ranked[:, 0].mean() == pytest.approx(0)
+    bent = [{"a": -math.inf if one["a"] == 0 else math.exp(one["a"]), "b": -7.0} for one in scores]
+    other = Features.of(same, "slots", False, scores=bent)
+    assert np.array_equal([other.vector(same[0], scores=one)[-2:] for one in bent], ranked)
+    assert Features.from_json(json.loads(json.dumps(other.to_json()))) == other
+    assert other.vector(same[0], scores={"a": 1e9, "b": -8.0})[-2:] == pytest.approx([math.sqrt(3), -math.sqrt(3)])
+    config = RankerConfig(epochs=30, members=1, width=16, depth=1, segments=2, scores=("a",), learning_rate=1e-2)
+    made = fit(same[:15], drawn[:15], config=config, scores=scores[:15], known_scores=scores[15:])
+    assert kendalltau(made.predict(same[15:], scores=scores[15:])[0], drawn[15:]).statistic > 0.7
+    made.save(tmp_path)
+    assert Ranker.load(tmp_path).config == config and Ranker.load(tmp_path).features == made.features
+    with pytest.raises(
+        InputError, match=r"the score 'a' is a feature, and of a subnet it is NaN or not there.*leave such"
+    ):
+        made.predict(same[:1], scores=[{"a": math.nan}])
+    with pytest.raises(InputError, match="the score 'a' is a feature"):
+        made.predict(same[:1])
+    with pytest.raises(InputError, match="scores are to be features and none were given"):
+        fit(same, drawn, config=config)
+    with pytest.raises(InputError, match="2 scores were given for the statistics of 20 subnets"):
+        fit(same, drawn, config=config, scores=scores[:2])
 
 
 vectors = st.lists(st.floats(-5, 5), min_size=2, max_size=12).flatmap(
@@ -270,6 +301,11 @@ def test_files_from_scores_to_a_ranking(tmp_path: Path) -> None:
         ranked = list(csv.DictReader(file))
     assert [row["subnet_id"] for row in ranked] == [row["subnet_id"] for row in rows]
     assert list(ranked[0])[3:] == ["parzc", "parzc_uncertainty"]
+    by_score, wrong = (dataclasses.replace(QUICK, scores=(name,)) for name in ("params", "param"))
+    fit_ranker(tmp_path / "s.csv", tmp_path / "t.csv", tmp_path / "by_score", None, 5, by_score)
+    assert apply_ranker(tmp_path / "by_score", tmp_path / "s.csv", tmp_path / "b.csv")["rows"] == 8
+    with pytest.raises(InputError, match=r"unknown score column 'param'. Did you mean 'params'"):
+        fit_ranker(tmp_path / "s.csv", tmp_path / "t.csv", tmp_path / "r", None, 5, wrong)
     with pytest.raises(InputError, match=r"8 of 8 subnets .* and 9 were to be"):
         fit_ranker(tmp_path / "s.csv", tmp_path / "t.csv", tmp_path / "r", None, 9, QUICK)
     settings_file = tmp_path / "s.csv.json"

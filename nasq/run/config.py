@@ -39,10 +39,13 @@ class QuantizationConfig(_Part):
 
     weight_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
     activation_bits: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
-    weight_granularity: tuple[Literal["tensor", "channel"], ...] = ("channel",)
+    weight_granularity: tuple[
+        Literal["tensor", "channel"] | Annotated[str, Field(pattern="^group[1-9][0-9]*$")], ...
+    ] = ("channel",)
     weight_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
     activation_symmetry: tuple[Literal["symmetric", "asymmetric"], ...] = ("symmetric",)
     first_last_bits: int | None = Field(default=8, ge=2, le=8)
+    power_of_two_steps: bool = False
     calibration_images: int = Field(default=512, ge=1)
 
 
@@ -55,6 +58,15 @@ class SplitConfig(_Part):
     batch_size: int = Field(default=64, ge=1)
     choices: tuple[str, ...] | None = None
     restart: bool = False
+
+
+class MixtureConfig(_Part):
+    """A balanced mixture of supernets; see :class:`nasq.training.splitting.MixturePaths`. With one set it is off."""
+
+    sets: int = Field(default=1, ge=1)
+    choices: tuple[str, ...] | None = None
+    decay: float = Field(default=0.9, ge=0, lt=1)
+    temperature: float = Field(default=100.0, gt=0, allow_inf_nan=False)
 
 
 class CascadeConfig(_Part):
@@ -71,12 +83,22 @@ class CascadeConfig(_Part):
     least: int = Field(default=24, ge=3)
 
 
+class AssistConfig(_Part):
+    """A cheap score that chooses among an algorithm's proposals; see :class:`nasq.search.Assist`. Without one it is off."""
+
+    score: str | None = None
+    images: int = Field(default=64, ge=2)
+    starts: int = Field(default=10, ge=1)
+    offspring: int = Field(default=4, ge=1)
+
+
 class SearchConfig(_Part):
     """What is searched for, and how long."""
 
     objectives: tuple[str, ...] = ("accuracy", "bytes")
     constraints: tuple[str, ...] = ()
     algorithm: str = "nsga2"
+    settings: dict[str, Any] = {}
     uniform_starts: bool = True
     evaluations: int = Field(default=200, ge=1)
     population: int = Field(default=40, ge=2)
@@ -86,6 +108,7 @@ class SearchConfig(_Part):
     latency_batch: int = Field(default=1, ge=1)
     latency_table: Path | None = None
     cascade: CascadeConfig = CascadeConfig()
+    assist: AssistConfig = AssistConfig()
 
     @field_validator("algorithm")
     @classmethod
@@ -111,7 +134,8 @@ class RunConfig(_Part):
     ``warmup`` and ``train`` are settings of :class:`nasq.training.TrainConfig`: first the float supernet, then the
     quantized one. Without ``warmup`` quantized training starts from random weights. With ``train_inside_constraints``
     the random subnets of quantized training keep the search's constraints. With ``split.epochs`` the supernet is split
-    during quantized training, and the search runs on the forest. With ``finetune`` (settings as in ``train``) the best
+    during quantized training, and the search runs on the forest; with ``mixture.sets`` several sets of weights are trained
+    side by side. ``processes`` share the batches of training. With ``finetune`` (settings as in ``train``) the best
     subnet is trained on alone after the export.
     """
 
@@ -125,6 +149,7 @@ class RunConfig(_Part):
     train: dict[str, Any] = {}
     train_inside_constraints: bool = False
     split: SplitConfig = SplitConfig()
+    mixture: MixtureConfig = MixtureConfig()
     search: SearchConfig = SearchConfig()
     export: int = Field(
         default=3, ge=1, description="How many subnets of the front become bundles, the best one included."
@@ -132,6 +157,7 @@ class RunConfig(_Part):
     finetune: dict[str, Any] | None = None
     bench: BenchConfig = BenchConfig()
     device: str = "cpu"
+    processes: int = Field(default=1, ge=1)
     threads: int | None = Field(default=None, ge=1)
     seed: int = Field(default=0, ge=0, lt=2**63)
 

@@ -64,9 +64,10 @@ class RunDirectory:
                 f"{self.path} already holds a run. Go on with it: --resume. Or give another directory: --out."
             )
         before = self.config()
-        if before != config:
+        other = config.model_copy(update={"processes": before.processes})  # how many train together may change
+        if before != other:
             raise InputError(
-                f"{self.path} holds a run with another configuration ({_difference(before, config)}). Use its own, or "
+                f"{self.path} holds a run with another configuration ({_difference(before, other)}). Use its own, or "
                 "another --out."
             )
 
@@ -122,7 +123,7 @@ class RunDirectory:
         """With the lock held: writes the configuration of a new run, drops an event that a kill cut short."""
         if self._wanted is not None:
             self._admit(*self._wanted)  # another process may have made a run here in the meantime
-            if not self.config_file.exists():
+            if not self.config_file.exists() or self.config() != self._wanted[0]:
                 write_text(self.config_file, self._wanted[0].to_yaml())
         whole = self._whole_events()
         if self._events_file.exists() and self._events_file.stat().st_size != len(whole):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import Iterator
 from typing import Any, cast
@@ -10,7 +11,7 @@ from typing import Any, cast
 import torch
 
 from nasq.errors import ArtifactError, InputError, TargetError
-from nasq.files import write_json
+from nasq.files import read_json, write_json
 from nasq.run.assemble import Workshop, assemble, build_network
 from nasq.run.bench import bench
 from nasq.run.check import check_target, require_passed
@@ -18,6 +19,7 @@ from nasq.run.config import RunConfig
 from nasq.run.directory import RunDirectory
 from nasq.run.export import export, export_subnet
 from nasq.run.finetune import finetune
+from nasq.run.ranks import train_in_ranks
 from nasq.run.search import Evaluation, explanation, require_objectives, search
 from nasq.run.sharing import SearchOptions
 from nasq.run.summary import facts, report
@@ -25,6 +27,7 @@ from nasq.run.train import OnStep, load_trained, require_plan, require_trained, 
 from nasq.search import Record, infeasible
 from nasq.supernet import Supernet
 from nasq.targets import load as load_target
+from nasq.training.distributed import World
 
 __all__ = ["STAGES", "open_workshop", "prepare", "run_flow", "stage"]
 
@@ -45,6 +48,7 @@ def prepare(config: RunConfig) -> Workshop:
     Raises:
         InputError: An unknown name, a device that is not there, constraints that nothing survives.
     """
+    _require_alone()
     _require_device(config.device)
     _require_exportable(config)
     if config.threads is not None:
@@ -56,6 +60,16 @@ def prepare(config: RunConfig) -> Workshop:
     if found is not None and not found.feasible:
         raise infeasible(found)
     return workshop
+
+
+def _require_alone() -> None:
+    """Refuses to run several times at once, as torchrun would have it."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and World.current().size == 1:
+        raise InputError(
+            f"torchrun started this command {count} times, and a run starts the processes of its training itself. Start it "
+            f"once, with --set processes={count}."
+        )
 
 
 def _require_device(name: str) -> None:
@@ -81,9 +95,23 @@ def _require_exportable(config: RunConfig) -> None:
 def open_workshop(run: RunDirectory, workshop: Workshop | None = None) -> Workshop:
     """The run's objects (``workshop`` where they are made already), with trained weights where there are some."""
     workshop = workshop or prepare(run.config())
+    _require_same_data(run, workshop)
     if trained(run):
         load_trained(run, workshop)
     return workshop
+
+
+def _require_same_data(run: RunDirectory, workshop: Workshop) -> None:
+    """Refuses images other than those that the run began with; a new run notes which those are."""
+    path, data = run.path / "data.json", workshop.data
+    now = {"name": data.name, "fingerprint": data.fingerprint}
+    if not path.exists():
+        write_json(path, now)
+    elif (before := read_json(path)) != now:
+        raise InputError(
+            f"the data set changed: the run in {run.path} began with {before}, and now it is {now}. Restore the images, or "
+            "begin another run: --out."
+        )
 
 
 def _check(run: RunDirectory, workshop: Workshop) -> None:
@@ -133,6 +161,8 @@ def stage(
     with _timed(run, name):
         if name == "check":
             return _check(run, workshop)
+        if name in ("train", "split") and workshop.config.processes > 1:
+            return train_in_ranks(run, workshop.config, name, on_step)
         if name == "train":
             return train(run, workshop, on_step)
         if name == "split":

@@ -56,6 +56,10 @@ class TrainConfig:
     """Of the moving average of gradient norms, 0 to 1; ``None``: averages of one half, anew each epoch, as published."""
     importance_floor: float = 0.0
     """Least probability of an option, as a share of the uniform one, 0 to 1 (``sampler: importance``)."""
+    importance_whole: bool = False
+    """Whether an option's gradient norm is that of all weights of its paths, not of the weights it owns, as published."""
+    importance_keep: bool = False
+    """Whether images that an epoch did not draw keep their statistic (``data_sampler: importance``); published: 0 instead."""
     reweight: bool = False
     """Whether losses are divided by how much more often than uniform they were drawn, which leaves gradients unbiased."""
     paths: int = 1
@@ -167,6 +171,8 @@ _RULES: tuple[Rule, ...] = (
     _one_of("importance_shared", True, False),
     _optional(_number("importance_decay", "a number from 0 to 1", lambda value: 0 <= value <= 1)),
     _number("importance_floor", "a number from 0 to 1", lambda value: 0 <= value <= 1),
+    _one_of("importance_whole", True, False),
+    _one_of("importance_keep", True, False),
     _one_of("reweight", True, False),
     _integer("paths", 1),
     _one_of("smallest", True, False),

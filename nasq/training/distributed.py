@@ -29,7 +29,7 @@ __all__ = ["World", "process_group"]
 def process_group() -> Iterator[World]:
     """Joins the processes that ``torchrun`` started, and leaves them at the end; alone where it did not start this one.
 
-    CUDA devices talk by NCCL, CPUs by gloo. Give the trainer ``device=world.device``.
+    CUDA tensors travel by NCCL, those of a CPU by gloo. Give the trainer ``device=world.device``.
 
     Yields:
         This process's place.
@@ -40,7 +40,7 @@ def process_group() -> Iterator[World]:
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo")
     try:
         yield World.current()
     finally:

@@ -5,7 +5,6 @@ Source: the path side of PA&DA (Lu et al., CVPR 2023, arXiv 2302.14772) as its r
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from nasq.data.importance import linear_smoothing, smoothed
 from nasq.errors import InputError, TrainingError
 from nasq.space.random import as_numpy
-from nasq.training.ownership import Owned, owned_weights
+from nasq.training.ownership import OwnedNorms, owned_weights, sent
 from nasq.training.paths import RANDOM, Path
 from nasq.training.region import Region
 
@@ -61,6 +60,10 @@ class ImportancePaths:
         importance: ``(epoch, epochs)`` to 0..1; the published schedule by default.
         decay: ``None`` as published: averages of factor one half that start at 0 in every epoch. A number in 0..1: a
             real moving average ``decay * G + (1 - decay) * norm`` over the whole training.
+        whole: Whether an option's norm is that of the whole gradient of the paths that hold it (root mean square) instead of
+            that of the weights it owns. This is what the theory asks for: with layers drawn apart, the variance is least at
+            ``p(o)`` in proportion to ``sqrt(E[|g|^2 | o])``; it does not tell options without weights from others. An
+            option that was not seen yet counts like the mean of the others.
         floor: Least probability of every option, as a share of ``1 / options``; 0..1.
         reweight: Whether a path's loss is multiplied by uniform over drawn probability, which makes the gradient that
             of uniform sampling in expectation. Off as published.
@@ -80,6 +83,7 @@ class ImportancePaths:
         importance: Callable[[int, int], float] = linear_smoothing,
         decay: float | None = None,
         floor: float = 0.0,
+        whole: bool = False,
         reweight: bool = False,
         region: Region | None = None,
     ) -> None:
@@ -92,10 +96,11 @@ class ImportancePaths:
         self.region = region or Region(supernet.space, {})
         self.generator, self.epochs = generator, epochs
         self.importance, self.decay, self.floor, self.reweight = importance, decay, floor, reweight
+        self.whole = whole
         self.groups = _groups(supernet, shared)
         self._group = {column: group for group in self.groups for column in group.columns}
         self._places = _places(self.groups, self.space.choices)
-        self._owned = _Index(owned_weights(supernet), self._places)
+        self._owned = OwnedNorms(owned_weights(supernet), self._places)
         device = next(supernet.parameters()).device
         entries = sum(len(group.options) for group in self.groups)
         self.norms = torch.zeros(entries, device=device)
@@ -149,11 +154,13 @@ class ImportancePaths:
 
     def observe(self, path: Path, loss: Tensor, supernet: nn.Module) -> None:
         """Averages the gradient norms of the options in ``path``, on the device."""
-        found = self._owned.norms(path.subnet)
+        found = self._whole_norms(path, supernet) if self.whole else self._owned.norms(path.subnet)
         if found is None:
             return
         entries, values = found
         values = values / path.weight
+        if self.whole:
+            values = values.square()
         # An operator that the path cuts off has a gradient of zero, which says nothing about it.
         known = values > 0
         old = self.norms[entries]
@@ -163,6 +170,24 @@ class ImportancePaths:
             new = torch.where(self.seen[entries], self.decay * old + (1 - self.decay) * values, values)
         self.norms[entries] = torch.where(known, new, old)
         self.seen[entries] |= known
+
+    def _whole_norms(self, path: Path, supernet: nn.Module) -> tuple[Tensor, Tensor] | None:
+        """Entries of the path's options (int64 ``[m]``) and, for each, the norm of the whole gradient."""
+        gradients = [parameter.grad for parameter in supernet.parameters() if parameter.grad is not None]
+        if not gradients:
+            return None
+        entries = sent(sorted({self._places[item] for item in path.subnet.items()}), self.norms.device)
+        norm = torch.nn.utils.get_total_norm(gradients).to(self.norms)
+        return entries, norm.expand(len(entries))
+
+    def _statistics(self, group: _Group, norms: Tensor) -> Tensor:
+        """What a group's distribution is in proportion to."""
+        part = norms[group.start : group.start + len(group.options)]
+        if not self.whole:
+            return part
+        known = part > 0
+        mean = part[known].mean() if bool(known.any()) else torch.zeros(())
+        return torch.where(known, part, mean).sqrt()
 
     def on_epoch(self, epoch: int) -> None:
         """Turns what was seen in the epoch before into this one's distributions.
@@ -177,7 +202,7 @@ class ImportancePaths:
         norms = self.norms.cpu()
         if not bool(torch.isfinite(norms).all()):
             raise TrainingError(f"the gradient norm of {self._first_bad(norms)} is not finite in epoch {epoch}")
-        parts = [norms[group.start : group.start + len(group.options)] for group in self.groups]
+        parts = [self._statistics(group, norms) for group in self.groups]
         mixed = [(1 - self.floor) * smoothed(part, share) + self.floor / len(part) for part in parts]
         self.probabilities = torch.cat(mixed) if mixed else norms.double()
         self._table = self._cumulative()
@@ -241,51 +266,3 @@ def _places(groups: Sequence[_Group], choices: Sequence[Any]) -> dict[tuple[str,
         for column in group.columns
         for index, option in enumerate(group.options)
     }
-
-
-class _Index:
-    """Reads the gradient norms of a path's options with a handful of operations on the device."""
-
-    def __init__(self, owned: Sequence[Owned], places: Mapping[tuple[str, Option], int]) -> None:
-        self.places = places
-        self.by_item: dict[tuple[str, Option | None], list[Owned]] = {}
-        for one in owned:
-            self.by_item.setdefault((one.choice, one.option), []).append(one)
-
-    def norms(self, subnet: Mapping[str, Option]) -> tuple[Tensor, Tensor] | None:
-        """Entries (int64 ``[m]``, distinct) and their norms ``[m]``; ``None`` where no option has a gradient."""
-        gradients: list[Tensor] = []
-        parts: list[int] = []  # of each gradient: the part it belongs to
-        entries: list[int] = []  # of each part: its entry
-        scales: list[float] = []
-        used: dict[int, int] = {}
-        for item in subnet.items():
-            entry = self.places[item]
-            used[entry] = used.get(entry, 0) + 1
-            for one in (*self.by_item.get(item, ()), *self.by_item.get((item[0], None), ())):
-                found = [p.grad for p in one.parameters if p.grad is not None]
-                if found:
-                    parts.extend([len(entries)] * len(found))
-                    gradients.extend(found)
-                    entries.append(entry)
-                    scales.append(1 / math.sqrt(one.elements(subnet)))
-        if not gradients:
-            return None
-        device = gradients[0].device
-        # CUDA adds in any order: in float64 that leaves no trace in the fp32 result.
-        kind = torch.float64 if device.type == "cuda" else torch.float32
-        squares = torch.stack(torch._foreach_norm(gradients)).to(kind).square()
-        norms = torch.zeros(len(entries), dtype=kind, device=device).index_add_(0, _sent(parts, device), squares).sqrt()
-        distinct = sorted(set(entries))
-        order = {entry: index for index, entry in enumerate(distinct)}
-        at = _sent([order[entry] for entry in entries], device)
-        shares = norms * _sent(scales, device)
-        sums = torch.zeros(len(distinct), dtype=kind, device=device).index_add_(0, at, shares.to(kind))
-        # An option that several tied choices have in one path is averaged over them, as published.
-        counts = _sent([used[entry] for entry in distinct], device)
-        return _sent(distinct, device), (sums / counts).float()
-
-
-def _sent(values: Sequence[float], device: torch.device) -> Tensor:
-    """Numbers on the device, without waiting for it."""
-    return torch.tensor(values).to(device, non_blocking=True)

@@ -7,17 +7,19 @@ layer whose numbers it rounds. An option that owns no weights (a pooling, an ide
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from nasq.elastic.base import Container, ElasticModule, Size
 from nasq.quant.forms import ActivationForm, WeightForm
 from nasq.quant.producers import LayerProducer, Producer
 from nasq.space import Choice, Option, value_of
 
-__all__ = ["Owned", "owned_weights"]
+__all__ = ["Owned", "OwnedNorms", "owned_weights", "sent"]
 
 
 @dataclass(frozen=True)
@@ -110,3 +112,56 @@ def owned_weights(root: nn.Module) -> list[Owned]:
         elif isinstance(module, ElasticModule):
             found.extend(_slices(module))
     return found
+
+
+class OwnedNorms:
+    """Reads the gradient norms of a path's options with a handful of operations on the device.
+
+    Args:
+        owned: What options own.
+        places: Where the statistic of (choice, option) is kept.
+    """
+
+    def __init__(self, owned: Sequence[Owned], places: Mapping[tuple[str, Option], int]) -> None:
+        self.places = places
+        self.by_item: dict[tuple[str, Option | None], list[Owned]] = {}
+        for one in owned:
+            self.by_item.setdefault((one.choice, one.option), []).append(one)
+
+    def norms(self, subnet: Mapping[str, Option]) -> tuple[Tensor, Tensor] | None:
+        """Entries (int64 ``[m]``, distinct) and their norms ``[m]``; ``None`` where no option has a gradient."""
+        gradients: list[Tensor] = []
+        parts: list[int] = []  # of each gradient: the part it belongs to
+        entries: list[int] = []  # of each part: its entry
+        scales: list[float] = []
+        used: dict[int, int] = {}
+        for item in subnet.items():
+            entry = self.places[item]
+            used[entry] = used.get(entry, 0) + 1
+            for one in (*self.by_item.get(item, ()), *self.by_item.get((item[0], None), ())):
+                found = [p.grad for p in one.parameters if p.grad is not None]
+                if found:
+                    parts.extend([len(entries)] * len(found))
+                    gradients.extend(found)
+                    entries.append(entry)
+                    scales.append(1 / math.sqrt(one.elements(subnet)))
+        if not gradients:
+            return None
+        device = gradients[0].device
+        # CUDA adds in any order: in float64 that leaves no trace in the fp32 result.
+        kind = torch.float64 if device.type == "cuda" else torch.float32
+        squares = torch.stack(torch._foreach_norm(gradients)).to(kind).square()
+        norms = torch.zeros(len(entries), dtype=kind, device=device).index_add_(0, sent(parts, device), squares).sqrt()
+        distinct = sorted(set(entries))
+        order = {entry: index for index, entry in enumerate(distinct)}
+        at = sent([order[entry] for entry in entries], device)
+        shares = norms * sent(scales, device)
+        sums = torch.zeros(len(distinct), dtype=kind, device=device).index_add_(0, at, shares.to(kind))
+        # An option that several tied choices have in one path is averaged over them, as published.
+        counts = sent([used[entry] for entry in distinct], device)
+        return sent(distinct, device), (sums / counts).float()
+
+
+def sent(values: Sequence[float], device: torch.device) -> Tensor:
+    """Numbers on the device, without waiting for it."""
+    return torch.tensor(values).to(device, non_blocking=True)

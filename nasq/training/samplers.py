@@ -48,6 +48,7 @@ def path_sampler(
             shared=config.importance_shared,
             decay=config.importance_decay,
             floor=config.importance_floor,
+            whole=config.importance_whole,
             reweight=config.reweight,
             region=region,
         )
@@ -74,4 +75,6 @@ def data_sampler(
     """
     if config.data_sampler == "uniform":
         return UniformSampler(count, generator)
-    return ImportanceSampler(count, generator, config.epochs, device=device, reweight=config.reweight)
+    return ImportanceSampler(
+        count, generator, config.epochs, device=device, reweight=config.reweight, keep=config.importance_keep
+    )

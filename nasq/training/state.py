@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nasq.errors import ArtifactError, InputError
 from nasq.training.checkpoint import pack, unpack
+from nasq.training.config import TrainConfig
+from nasq.training.distribution import WeightDistribution
 from nasq.training.optim import load_optimizer_state, optimizer_state
 from nasq.training.streams import stream
 from nasq.version import __version__
@@ -101,7 +105,24 @@ class TrainerState:
             "data_sampler": type(trainer.data_sampler).__name__,
             "loss": getattr(trainer.loss, "__name__", type(trainer.loss).__name__),
             "space": trainer.supernet.space.fingerprint,
+            "teacher": self._teacher,
+            "penalty": self._penalty(),
         }
+
+    @cached_property
+    def _teacher(self) -> str | None:
+        """Which fixed network teaches: its class and a digest of its weights, which a training does not change."""
+        teacher = self.trainer.teacher
+        return None if teacher is None else f"{type(teacher).__name__} {_digest(teacher)}"
+
+    def _penalty(self) -> str | None:
+        """What is added to the loss, where it is not what the settings say anyway."""
+        penalty, config = self.trainer.penalty, self.trainer.config
+        if not isinstance(penalty, WeightDistribution):
+            return None if penalty is None else getattr(penalty, "__name__", type(penalty).__name__)
+        if (penalty.skewness, penalty.kurtosis) == (config.skewness, config.kurtosis):
+            return None
+        return f"WeightDistribution(skewness={penalty.skewness:g}, kurtosis={penalty.kurtosis:g})"
 
     def restore(self, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
         """Puts back what :meth:`capture` took.
@@ -130,11 +151,12 @@ class TrainerState:
                 f"{trainer.data.fingerprint}. Restore the files, the seed of the split and the image size, or train "
                 "again in a new directory"
             )
-        before, now = meta["setup"], self._setup()
+        # What a setting did not exist for had its default.
+        before, now = {**TrainConfig().to_dict(), **meta["setup"]}, self._setup()
         changed = [
             f"{key} was {before.get(key)!r}, is {now.get(key)!r}"
             for key in sorted(before.keys() | now.keys())
-            if before.get(key) != now.get(key)
+            if key not in FREE and before.get(key) != now.get(key)
         ]
         if changed:
             raise InputError(
@@ -154,6 +176,15 @@ class TrainerState:
         trainer.data_sampler.load_state_dict(state["data"])
         trainer.augment.generator.set_state(state["augmentation"])
         self.layers = dict(state["layers"])
+
+
+def _digest(module: nn.Module) -> str:
+    """16 hex digits that change with any parameter; BatchNorm statistics are measured anew, and may round differently."""
+    found = hashlib.sha256()
+    for name, value in module.named_parameters():
+        found.update(f"{name} {list(value.shape)} {value.dtype}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return found.hexdigest()[:16]
 
 
 def _load_model(module: torch.nn.Module, state: Mapping[str, Any]) -> None:

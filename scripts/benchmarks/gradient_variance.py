@@ -7,7 +7,7 @@ After every few epochs the weights are frozen and the variance of the gradient o
   Both at the same weights: the difference is what the sampling does, and not where it has led. Beside it the bias of the
   unweighted form, which is what PA&DA trains with as published.
 
-Usage: ``python -m scripts.benchmarks.gradient_variance [--epochs 200] [--every 40] [--most 0.5] [--seed 0]``.
+Usage: ``python -m scripts.benchmarks.gradient_variance [--epochs 200] [--every 40] [--most 0.5] [--whole] [--seed 0]``.
 """
 
 from __future__ import annotations
@@ -42,9 +42,12 @@ def _trainer(options: argparse.Namespace, **settings: Any) -> Trainer:
         return float(options.most * epoch / epochs)
 
     paths = ImportancePaths(
-        supernet, stream(options.seed, "paths"), options.epochs, shared=True, importance=share, floor=options.floor
+        supernet, stream(options.seed, "paths"), options.epochs, shared=not options.whole, importance=share,
+        floor=options.floor, whole=options.whole, decay=0.95 if options.whole else None,
+    )  # fmt: skip
+    samples = ImportanceSampler(
+        len(data.train), stream(options.seed, "data"), options.epochs, importance=share, keep=options.whole
     )
-    samples = ImportanceSampler(len(data.train), stream(options.seed, "data"), options.epochs, importance=share)
     return Trainer(supernet, data, config, path_sampler=paths, data_sampler=samples)
 
 
@@ -97,6 +100,9 @@ def main() -> None:
     parser.add_argument("--most", type=float, default=1.0, help="share of importance that the schedule ends with")
     parser.add_argument(
         "--floor", type=float, default=0.0, help="least probability of an option, as a share of uniform"
+    )
+    parser.add_argument(
+        "--whole", action="store_true", help="importance_whole with a moving average per layer, and importance_keep"
     )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()

@@ -84,6 +84,7 @@ UNIFORM = Way("uniform (SPOS)")
 PA_DA = Way("PA&DA", {"sampler": "importance", "importance_shared": True, "data_sampler": "importance"})
 FAIR = Way("strict fairness (FairNAS)", {"sampler": "fair"}, paths=5)
 GM = Way("GM forest, two splits, four leaves", splits=(0.2, 0.4))
+GM_ONCE = Way("GM forest, one split, two leaves", splits=(1 / 3,))
 MIXTURE = Way("balanced mixture, two sets", sets=2)
 
 
@@ -99,6 +100,8 @@ class Setting:
         subnets: How many of the table are ranked; ``None`` for all.
         batch_size: Images per batch of the evaluation, and of the BatchNorm statistics.
         repetitions: Batches in which options are compared before a split.
+        image_size: Side to scale images to; ``None`` leaves their 32.
+        bf16: Whether subnets are evaluated in bf16, as they were trained where the machine is fast at it.
     """
 
     network: Mapping[str, Any]
@@ -109,6 +112,8 @@ class Setting:
     subnets: int | None
     batch_size: int
     repetitions: int
+    image_size: int | None = None
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -144,7 +149,10 @@ class Runner:
         _, self.truth = self.table.column(study.metric)
 
     def _images(self) -> DataSet:
-        found = nasq.data.load("cifar10", root=self.options.data, validation=self.setting.validation_images)
+        setting = self.setting
+        found = nasq.data.load(
+            "cifar10", self.options.data, validation=setting.validation_images, image_size=setting.image_size
+        )
         count = self.setting.training_images
         if count < len(found.train):
             kept, _ = stratified_split(found.train.labels, count, stream(0, "training images"))
@@ -272,9 +280,11 @@ class Runner:
         self, network: Network, subnet: Subnet, statistics: list[Tensor], part: list[tuple[Tensor, Tensor]]
     ) -> float:
         """Of one subnet with inherited weights and BatchNorm statistics of its own, in %."""
-        bn = network.recalibrate(subnet, statistics)
+        precision = torch.autocast(torch.device(self.options.device).type, torch.bfloat16, enabled=self.setting.bf16)
+        with precision:
+            bn = network.recalibrate(subnet, statistics)
         network.eval()
-        with network.activate(subnet, bn):
+        with precision, network.activate(subnet, bn):
             right = sum(int((network(images).argmax(1) == labels).sum()) for images, labels in part)
         return 100 * right / len(self.data.validation)
 
@@ -293,7 +303,8 @@ class Runner:
         names = [self.table.names[row] for row in rows]
         truth = self.truth[rows]
         lines = [f"{self.study.name}, {self.options.setting} setting: {len(rows)} subnets on "
-                 f"{len(self.data.validation):,} validation images against {self.study.metric}", "",
+                 f"{len(self.data.validation):,} validation images of side {self.data.input_shape[1]} against "
+                 f"{self.study.metric}", "",
                  "| way | seeds | Kendall, mean over seeds | each seed | minus the first way |",
                  "|---|---|---|---|---|"]  # fmt: skip
         baseline: NDArray[np.float64] | None = None

@@ -10,9 +10,11 @@ import pytest
 import torch
 from fake_supernet import FakeSpace, FakeSupernet, tiny_data
 
+from nasq import Supernet
 from nasq.data import AugmentPolicy, UniformSampler
 from nasq.errors import ArtifactError, InputError, TrainingError
-from nasq.training import Path, Sandwich, TrainConfig, Trainer, Uniform, cross_entropy, distillation, stream
+from nasq.training import Path, Sandwich, TrainConfig, Trainer, Uniform, checkpoint, cross_entropy, distillation, stream
+from nasq.training.distribution import WeightDistribution
 
 CONFIG = TrainConfig(epochs=4, batch_size=32, lr=0.05, bf16=False)
 PLAIN = replace(CONFIG, momentum=0.0, weight_decay=0.0, warmup_epochs=0, scheduler="constant", clip_norm=None)
@@ -348,6 +350,47 @@ def test_other_settings_are_refused_by_name(tmp_path: FilePath) -> None:
         sampler = Uniform(FakeSpace(), stream(0, "paths"))
         Trainer(FakeSupernet(), tiny_data(), CONFIG, tmp_path, path_sampler=sampler).run()
     assert len(Trainer(FakeSupernet(), tiny_data(), replace(CONFIG, checkpoint_every=3), tmp_path).run(until=2)) == 2
+
+
+def test_another_teacher_or_penalty_is_refused(tmp_path: FilePath) -> None:
+    def teacher(seed: int) -> torch.nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10), torch.nn.BatchNorm1d(10))
+
+    def shrink() -> torch.Tensor:
+        return 0 * net.stem.square().sum()
+
+    net = FakeSupernet()
+    Trainer(net, tiny_data(), CONFIG, tmp_path, teacher=teacher(0), penalty=shrink).run(until=1)
+    same = teacher(0)
+    same[2].running_mean += 1  # statistics may be measured anew; the weights decide
+    assert len(Trainer(net, tiny_data(), CONFIG, tmp_path, teacher=same, penalty=shrink).run(until=2)) == 2
+    with pytest.raises(InputError, match=r"teacher was 'Sequential \w{16}', is 'Sequential \w{16}'\. Set them back"):
+        Trainer(net, tiny_data(), CONFIG, tmp_path, teacher=teacher(1), penalty=shrink).run()
+    with pytest.raises(InputError, match=r"penalty was 'shrink', is None; teacher was 'Sequential \w{16}', is None"):
+        Trainer(net, tiny_data(), CONFIG, tmp_path).run()
+
+
+def test_a_penalty_of_the_settings_is_told_from_another_one(tmp_path: FilePath) -> None:
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 8), torch.nn.ReLU(), torch.nn.Linear(8, 10))
+    config = replace(CONFIG, sampler="uniform", distill=0.0, kurtosis=0.015)
+    Trainer(Supernet(net), tiny_data(), config, tmp_path).run(until=1)
+    given = WeightDistribution(net, 0.0, 0.015)
+    assert len(Trainer(Supernet(net), tiny_data(), config, tmp_path, penalty=given).run(until=2)) == 2
+    with pytest.raises(InputError, match=r"penalty was None, is 'WeightDistribution\(skewness=1, kurtosis=0\.015\)'"):
+        Trainer(Supernet(net), tiny_data(), config, tmp_path, penalty=WeightDistribution(net)).run()
+
+
+def test_a_setting_that_is_new_had_its_default(tmp_path: FilePath) -> None:
+    Trainer(FakeSupernet(), tiny_data(), CONFIG, tmp_path).run(until=1)
+    tensors, meta = checkpoint.load(tmp_path / "checkpoint")
+    for name in ("importance_whole", "lr", "teacher"):
+        del meta["setup"][name]
+    checkpoint.save(tmp_path / "checkpoint", tensors, meta)
+    assert len(Trainer(FakeSupernet(), tiny_data(), CONFIG, tmp_path).run(until=2)) == 2  # CONFIG.lr is the default
+    with pytest.raises(InputError, match="importance_whole was False, is True"):
+        Trainer(FakeSupernet(), tiny_data(), replace(CONFIG, importance_whole=True), tmp_path).run()
 
 
 def test_another_space_or_network_is_refused(tmp_path: FilePath) -> None:

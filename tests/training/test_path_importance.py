@@ -267,3 +267,66 @@ def test_bad_input_is_named() -> None:
     sampler.norms[sampler._places["edge0", "conv1"]] = math.inf
     with pytest.raises(TrainingError, match="gradient norm of 'edge0' = 'conv1' is not finite in epoch 3"):
         sampler.on_epoch(3)
+
+
+class Branches(nn.Module):
+    """One choice, one of whose operators has no weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(4, 4)
+        branches = {"none": nn.Identity(), "wide": nn.Linear(4, 4), "relu": nn.ReLU()}
+        self.op = elastic.OneOf(Choice("op", tuple(branches)), branches)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.op(torch.relu(self.stem(x))))
+
+
+def test_whole_gradients_give_the_distribution_of_least_variance() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        supernet = Supernet(Branches())
+    sampler = _sampler(supernet, whole=True, decay=0.5, importance=lambda epoch, epochs: 1.0)
+    x, y = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)), torch.arange(6) % 3
+    gradients: dict[str, Tensor] = {}
+    for option in ("none", "wide", "relu", "wide"):
+        path = Path(supernet.space.canonical({"op": option}), "random")
+        supernet.zero_grad(set_to_none=True)
+        with supernet.activate(path.subnet):
+            loss = nn.functional.cross_entropy(supernet(x), y)
+            loss.backward()
+        zeros = [torch.zeros_like(p) if p.grad is None else p.grad for p in supernet.parameters()]
+        gradients[option] = torch.cat([gradient.flatten() for gradient in zeros]).double()
+        sampler.observe(path, loss.detach(), supernet)
+    sampler.on_epoch(1)
+    found = sampler.distribution("op")
+    norms = {option: float(gradient.norm()) for option, gradient in gradients.items()}
+    assert found == pytest.approx({option: norm / sum(norms.values()) for option, norm in norms.items()}, rel=1e-5)
+    assert found["none"] > 0.1  # as published it would have nothing
+
+    def variance(shares: dict[str, float]) -> float:
+        """Of the reweighted gradient of one draw, by its definition."""
+        mean = sum(gradients.values()) / 3
+        return sum(shares[o] * float((gradients[o] / (3 * shares[o]) - mean).square().sum()) for o in gradients)
+
+    even = dict.fromkeys(gradients, 1 / 3)
+    assert variance(found) < variance(even)
+    for option in gradients:
+        nearby = {**found, option: found[option] * 1.05}
+        total = sum(nearby.values())
+        assert variance({o: share / total for o, share in nearby.items()}) > variance(found)
+
+
+def test_an_option_whose_paths_were_not_seen_counts_like_the_others() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        supernet = Supernet(Branches())
+    sampler = _sampler(supernet, whole=True, importance=lambda epoch, epochs: 1.0)
+    sampler.norms[sampler._places["op", "none"]] = 4.0
+    sampler.norms[sampler._places["op", "wide"]] = 1.0
+    sampler.on_epoch(1)
+    root = math.sqrt(2.5)  # the norms are squares: their mean, and the root of it
+    assert sampler.distribution("op") == pytest.approx(
+        {"none": 2 / (3 + root), "wide": 1 / (3 + root), "relu": root / (3 + root)}
+    )

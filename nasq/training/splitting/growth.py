@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from nasq.data import Augment, DataSet
-from nasq.errors import ArtifactError, InputError, choose_from
+from nasq.errors import ArtifactError, InputError
 from nasq.files import read_json, write_json
 from nasq.training.checkpoint import exists
 from nasq.training.config import TrainConfig
+from nasq.training.distributed import World
 from nasq.training.loop import Event, Trainer
 from nasq.training.paths import PathSampler
 from nasq.training.region import Region
@@ -27,82 +28,15 @@ from nasq.training.samplers import data_sampler, path_sampler
 from nasq.training.splitting.forest import Forest
 from nasq.training.splitting.matching import gradient_distances
 from nasq.training.splitting.partition import Partition, balanced_partition
+from nasq.training.splitting.plan import SplitPlan, check_plan, splittable
 from nasq.training.streams import stream
 
 if TYPE_CHECKING:
-    from nasq.space import SearchSpace
     from nasq.supernet import Supernet
 
-__all__ = ["ForestTrainer", "SplitPlan", "check_plan"]
+__all__ = ["ForestTrainer"]
 
 MakePaths = Callable[["Supernet", Region, torch.Generator], PathSampler]
-
-
-@dataclass(frozen=True)
-class SplitPlan:
-    """When and how a supernet is split.
-
-    Attributes:
-        epochs: After which epochs every leaf is split once more, ascending; ``()`` gives a forest of one leaf.
-        groups: Leaves that one split makes; ``None`` for one per option (few-shot NAS by exhaustive split).
-        repetitions: Batches and contexts in which options are compared.
-        batch_size: Images in such a batch.
-        choices: Names of the choices that may be split; ``None`` for all that are always active.
-        restart: Whether the leaves of the last split begin again from fresh weights and train all epochs, as published;
-            otherwise they go on from what they inherited.
-
-    Raises:
-        InputError: A number is out of range.
-    """
-
-    epochs: tuple[int, ...] = ()
-    groups: int | None = 2
-    repetitions: int = 100
-    batch_size: int = 64
-    choices: tuple[str, ...] | None = None
-    restart: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "epochs", tuple(self.epochs))
-        if any(epoch < 1 for epoch in self.epochs) or sorted(set(self.epochs)) != list(self.epochs):
-            raise InputError(f"the epochs of splits are {list(self.epochs)}; allowed: 1 or more, ascending")
-        for name in ("repetitions", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.groups is not None and self.groups < 2:
-            raise InputError(f"groups is {self.groups}; allowed: 2 or more, or None for one leaf per option")
-
-
-def _splittable(space: SearchSpace) -> list[str]:
-    """The choices that every subnet has and that no rule binds to others."""
-    ruled = set() if space.rules is None else {choice.name for choice in space.rules.choices}
-    return [c.name for c in space.choices if c.name not in ruled and not space.conditions.get(c.name)]
-
-
-def check_plan(plan: SplitPlan, config: TrainConfig, space: SearchSpace) -> None:
-    """Refuses a plan that could not be carried out, before anything is trained.
-
-    Raises:
-        InputError: It splits after the last epoch, names a choice that is unknown or has one option, or more splits than
-            there are choices.
-    """
-    if not plan.epochs:
-        return
-    if plan.epochs[-1] >= config.epochs:
-        raise InputError(
-            f"the last split is after epoch {plan.epochs[-1]} of {config.epochs}: its leaves would not train. Split "
-            "earlier, or train longer."
-        )
-    names = _splittable(space) if plan.choices is None else list(plan.choices)
-    for name in names:
-        if name not in space.positions:
-            raise choose_from("choice to split", name, space.names)
-    able = [name for name in names if len(space[name].options) > 1]
-    if len(able) < len(plan.epochs):
-        raise InputError(
-            f"{len(plan.epochs)} splits are planned, and {len(able)} choices with two options or more may be split "
-            f"({', '.join(able) or 'none'}). Plan fewer splits, or allow more choices."
-        )
 
 
 @dataclass
@@ -225,7 +159,7 @@ class ForestTrainer:
 
     def _candidates(self, region: Region) -> list[str]:
         """What may still be split; :func:`check_plan` saw to it that something may."""
-        names = _splittable(self.space) if self.plan.choices is None else list(self.plan.choices)
+        names = splittable(self.space) if self.plan.choices is None else list(self.plan.choices)
         return [name for name in names if name not in region.allowed and len(self.space[name].options) > 1]
 
     def _decide(self, node: _Node, trainer: Trainer) -> dict[str, Any]:
@@ -264,7 +198,7 @@ class ForestTrainer:
         )
 
     def _tell(self, event: Mapping[str, Any]) -> None:
-        if self.on_event is not None:
+        if self.on_event is not None and World.current().first:
             self.on_event(dict(event))
 
     def _settings(self) -> dict[str, Any]:
@@ -283,7 +217,10 @@ class ForestTrainer:
             raise ArtifactError(
                 f"{path} does not describe a growth. It is corrupt; remove {self.directory} and train again."
             )
-        if found.get("settings") != settings:
+        before = found.get("settings")
+        if isinstance(before, dict) and isinstance(before.get("config"), dict):  # a setting that is new had its default
+            before = {**before, "config": {**TrainConfig().to_dict(), **before["config"]}}
+        if before != settings:
             raise InputError(
                 f"the forest in {self.directory} was grown with other settings. Set them back, or use another directory."
             )

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from nasq import Choice, Supernet, elastic
 from nasq.data import DataSet, Split
 from nasq.errors import ArtifactError, InputError
+from nasq.space import SearchSpace
 from nasq.training import TrainConfig, stream
 from nasq.training.importance import ImportancePaths
-from nasq.training.splitting.growth import ForestTrainer, SplitPlan
+from nasq.training.splitting.growth import ForestTrainer
+from nasq.training.splitting.plan import SplitPlan, check_plan
 
 
 class Net(nn.Module):
@@ -182,6 +184,9 @@ def test_bad_plans_are_named(tmp_path: Path) -> None:
         _grow(tmp_path, plan)
     with pytest.raises(InputError, match=r"choice to split 'aa'.*'a'"):
         _grow(tmp_path, SplitPlan(epochs=(1,), choices=("aa",)))
+    space = SearchSpace([Choice("a", ("one", "two")), Choice("only", ("one",))])
+    with pytest.raises(InputError, match=r"'only' has one option, 'one': there is nothing to split. Leave it out"):
+        check_plan(SplitPlan(epochs=(1,), choices=("a", "only")), CONFIG, space)
 
 
 def test_another_growth_in_the_same_directory_is_refused(tmp_path: Path) -> None:

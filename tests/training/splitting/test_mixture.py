@@ -17,7 +17,7 @@ from nasq.data import AugmentPolicy, DataSet, Split
 from nasq.errors import ArtifactError, InputError
 from nasq.training import TrainConfig, Trainer, stream
 from nasq.training.splitting import Mixture, MixturePaths, validation_batches
-from nasq.training.splitting.mixture import Configurations, balance, linear_temperature
+from nasq.training.splitting.assignment import Configurations, balance, linear_temperature
 
 
 class Net(nn.Module):

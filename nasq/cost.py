@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from nasq.elastic.base import ElasticModule, evaluating
 from nasq.elastic.flow import Flow, example_inputs
 from nasq.elastic.graph import Graph, Node
+from nasq.elastic.linear import Linear
 from nasq.elastic.rules import Bools, Ints, Sized, Work, work_rule
 from nasq.elastic.trace import trace
 from nasq.errors import InputError
 from nasq.quant.forms import ActivationForm, WeightForm
+from nasq.quant.input_groups import count_groups, group_size
 from nasq.quant.network import QuantizedNetwork
 from nasq.quant.producers import LayerProducer, Producer
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
@@ -42,6 +44,8 @@ COSTS = {
 
 _PER_CHANNEL = 8
 """Bytes of one output channel beside its weights: an fp32 scale and an int32 bias."""
+_PER_GROUP = 4
+"""Bytes of a group of inputs in one output channel: an int32 multiplier."""
 
 
 def _count(owner: nn.Module | nn.Parameter, flow: Flow) -> Any:
@@ -72,6 +76,21 @@ class _Costs(Flow):
             assert isinstance(decision, int)
             return self.lookup(decision)
         return self.lookup(decision)
+
+    def groups(self, producer: LayerProducer) -> Ints:
+        """How many groups of inputs a layer has in every subnet; 0 where they have no scales of their own."""
+        found: Ints = np.zeros(self.count, dtype=np.int64)
+        quantizer = producer.weight_quantizer
+        if not isinstance(quantizer, WeightQuantizer):
+            return found
+        decision = quantizer.decisions["granularity"]
+        for option in decision.options if isinstance(decision, Choice) else (decision,):
+            size = group_size(option)
+            if size is not None:
+                taken = self.holds(((decision.name, frozenset({option})),) if isinstance(decision, Choice) else ())
+                assert isinstance(producer.layer, Linear | nn.Linear)
+                found = np.where(taken, count_groups(producer.layer.in_features, size, self.lookup), found)
+        return found
 
     def bits(self, node: Node, inputs: list[Sized]) -> Ints:
         """The producer's quantizer; the input's bits where nothing is quantized."""
@@ -107,7 +126,7 @@ class _Costs(Flow):
         self.totals["bitops"] += np.where(running, work.macs * width * inputs[0].bits, 0)
         if work.rows is None or work.row is None or not isinstance(producer, LayerProducer):
             return
-        stored = work.rows * ((width * work.row + 7) // 8 + _PER_CHANNEL)
+        stored = work.rows * ((width * work.row + 7) // 8 + _PER_CHANNEL + _PER_GROUP * self.groups(producer))
         # A layer that is called twice is in the file twice: its calls have other scales and biases.
         self.totals["bytes"] += np.where(running, stored, 0)
         if work.averaged and not node.attributes.get("pinned"):

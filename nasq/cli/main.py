@@ -85,7 +85,8 @@ def _ending(facts: dict[str, Any]) -> str:
         f"size             {facts['weights_bytes'] / 1000:.1f} kB weights{smaller}, {facts['onnx_bytes'] / 1000:.1f} kB ONNX",
     ]
     if "latency_ms" in facts:
-        lines.append(f"latency          {facts['latency_ms']:.3f} ms (onnxruntime, batch {facts['latency_batch']})")
+        where = f"{facts['latency_runtime']}, batch {facts['latency_batch']}"
+        lines.append(f"latency          {facts['latency_ms']:.3f} ms ({where})")
     return "\n".join([*lines, f"best bundle      {facts['best']}", f"report           {facts['report']}"])
 
 

@@ -8,8 +8,10 @@ import os
 
 import torch
 
-__all__ = ["interpreting", "usable", "why_not"]
+__all__ = ["SWITCH", "interpreting", "switched_on", "usable", "why_not"]
 
+SWITCH = "NASQ_CUDA_KERNELS"
+"""Environment variable: ``1`` lets training and evaluation use the kernels."""
 _OLDEST = (8, 0)  # the first capability whose tensor cores multiply int8 in tiles that Triton uses
 
 
@@ -47,6 +49,14 @@ def why_not(device: torch.device) -> str:
     return _too_old(device.index if device.index is not None else torch.cuda.current_device())
 
 
+def switched_on() -> bool:
+    """Whether training and evaluation may use the kernels; a runtime that is asked for by name needs no switch.
+
+    They are off by default until ``bench_gpu.sh`` has passed on a device: so far they ran in Triton's interpreter alone.
+    """
+    return interpreting() or os.environ.get(SWITCH) == "1"
+
+
 def usable(device: torch.device) -> bool:
-    """Whether the kernels run on ``device``."""
-    return not why_not(device)
+    """Whether training and evaluation use the kernels on ``device``: they can, and :func:`switched_on`."""
+    return switched_on() and not why_not(device)

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nasq.deploy import bundle, float_forms, memory, storage
+from nasq.deploy import bundle, energy, float_forms, memory, storage
 from nasq.deploy.engines import Engine, engine_of, target_of
-from nasq.deploy.parity import MODEL, SAME_CLASS, TOLERANCE, promises_equal
+from nasq.deploy.parity import MODEL, promises_equal
+from nasq.deploy.parity_report import SAME_CLASS, TOLERANCE
 from nasq.deploy.reference import Reference
 from nasq.deploy.timing import Candidate, Images, Timing, Verifier, bench, environment, median_interval
 from nasq.errors import InputError, require
@@ -44,6 +45,8 @@ class Row:
         peak_mib: Peak memory, or ``None`` where it could not be measured.
         memory: How the memory was measured; figures of different methods do not compare.
         samples: Every measured call.
+        energy_mj: Millijoules per call of the processor packages, or ``None`` where they cannot be read; the environment
+            says how, or why not.
     """
 
     candidate: str
@@ -58,6 +61,7 @@ class Row:
     peak_mib: float | None
     memory: str
     samples: tuple[float, ...]
+    energy_mj: float | None = None
 
 
 @dataclass(frozen=True)
@@ -130,15 +134,18 @@ def bench_bundle(
         pool = _pool(program, images, max(batch_sizes), seed)
         files = _files(directory, engine, float_model, forms, pool, Path(scratch))
         rows: list[Row] = []
+        meter, why = energy.rapl()
         for batch in batch_sizes:
             x = pool[:batch]
             candidates = _candidates(files, engine, float_model, integer_model, forms, threads, session, batch)
             verify = _verifiers(Reference(directory).run(x), program, candidates, x)
             peaks = {name: _memory(name, files, candidates[name], x, threads) for name in candidates}
             timings = bench(candidates, x, warmup=warmup, repeats=repeats, verify=verify)
-            rows += [_row(name, timing, peaks[name], verify[name]) for name, timing in timings.items()]
+            used = {name: _energy(candidate, x, meter) for name, candidate in candidates.items()}
+            rows += [_row(name, timing, peaks[name], verify[name], used[name]) for name, timing in timings.items()]
         sizes = _sizes(directory, files, engine, float_model)
-    return BenchReport(environment(threads, session), sizes, tuple(rows))
+    where = environment(threads, session) | {"energy": f"not readable: {why}" if meter is None else meter.name}
+    return BenchReport(where, sizes, tuple(rows))
 
 
 def _session(program: Program) -> dict[str, object]:
@@ -279,7 +286,7 @@ def _far(got: NDArray[Any], real: NDArray[Any], close: float) -> str:
     return "" if furthest <= close * np.abs(real).max() else f"its outputs are up to {furthest:.3g} off the network's."
 
 
-def _row(name: str, timing: Timing, peak: tuple[float | None, str], verifier: _Equals) -> Row:
+def _row(name: str, timing: Timing, peak: tuple[float | None, str], verifier: _Equals, energy_mj: float | None) -> Row:
     low, high = timing.interval
     return Row(
         candidate=name,
@@ -294,7 +301,12 @@ def _row(name: str, timing: Timing, peak: tuple[float | None, str], verifier: _E
         peak_mib=peak[0],
         memory=peak[1],
         samples=timing.samples,
+        energy_mj=energy_mj,
     )
+
+
+def _energy(candidate: Candidate, x: Images, meter: energy.Meter | None) -> float | None:
+    return None if meter is None else energy.millijoules(lambda: candidate(x), meter)
 
 
 def _sizes(

@@ -117,6 +117,8 @@ class CudaNetwork(IntegerNetwork):
         used = op.used
         if len(op.inputs) > 1:
             return "float", "a shortcut is added before rounding"
+        if op.multipliers is not None:
+            return "float", "groups of its inputs have scales of their own"
         if used.min(initial=0) < -128 or used.max(initial=0) > 127:
             return "float", "its weights minus their zero-points leave int8"
         sums = np.abs(used).reshape(len(used), -1).sum(1) * 256 + np.abs(op.bias.astype(np.int64))

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from nasq.deploy.stored_weights import bias, weight
+from nasq.deploy.stored_weights import bias, by_groups, weight
 from nasq.errors import TargetError
 from nasq.quant import program as p
 
@@ -76,6 +76,9 @@ def _with_shortcut(graph: Graph, op: p.Conv, at: Place, made: str) -> str:
 @_of(p.Linear)
 def _linear(graph: Graph, op: p.Linear, at: Place) -> None:
     """A Gemm; more than one dimension behind the batch is flattened into it on the integers."""
+    if op.multipliers is not None:
+        _linear_by_groups(graph, op, at)
+        return
     tokens = len(op.output.shape) > 1
     if not tokens:
         source, final = graph.dequantize(op.inputs[0]), at.final
@@ -86,6 +89,20 @@ def _linear(graph: Graph, op: p.Linear, at: Place) -> None:
     graph.quantize(graph.node("Gemm", inputs, f"r{at.index}", at.path, transB=1), op.output, final)
     if tokens:
         graph.node("Reshape", [final, graph.integers(-1, *op.output.shape)], at.final)
+
+
+def _linear_by_groups(graph: Graph, op: p.Linear, at: Place) -> None:
+    """No runtime has an integer kernel for it; in float64 every product and sum is exact, in whatever order."""
+    types, source = graph.onnx.TensorProto, graph.tensor(op)
+    whole = graph.node("Cast", [graph.source(op)], at.name("k"), to=types.DOUBLE)
+    zero = graph.constant(at.name("z"), np.array(source.zero_point, np.float64))
+    inputs = [graph.node("Sub", [whole, zero], at.name("c")), by_groups(graph, op, at.index)]
+    made = graph.node("MatMul", inputs, at.name("r"), at.path)
+    total = graph.node("Add", [made, graph.constant(at.name("b"), op.bias.astype(np.float64))], at.name("t"))
+    single = graph.node("Cast", [total], at.name("f"), to=types.FLOAT)
+    ratio = np.float32(source.scale) * op.weight_scale / np.float32(op.output.scale)
+    steps = graph.node("Mul", [single, graph.constant(at.name("v"), ratio)], at.name("s"))
+    graph.quantize(steps, op.output, at.final, scale=1.0)
 
 
 @_of(p.Add)

@@ -104,12 +104,30 @@ def _conv(op: p.Conv, sources: list[p.Tensor]) -> Part:
 @_of(p.Linear)
 def _linear(op: p.Linear, sources: list[p.Tensor]) -> Part:
     source, shape = sources[0], op.output.shape
+    if op.multipliers is not None:
+        return _linear_by_groups(op, source)
     read: Part = Read(op.inputs[0])
     if len(shape) > 1:
         read = Made("Reshape", (read, _whole_numbers("flat shape", -1, op.weight.shape[1])))
     real = _real(read, source.scale, source.zero_point, f"input {op.inputs[0]!r}")
     made = _quantized(Made("Gemm", (real, *_parameters(op, source)), {"transB": 1}), op.output)
     return made if len(shape) == 1 else Made("Reshape", (made, _whole_numbers("shape", -1, *shape)))
+
+
+def _linear_by_groups(op: p.Linear, source: p.Tensor) -> Part:
+    """Whole numbers in float64: what is centred, the weights with the multipliers of their groups, the bias."""
+    assert op.multipliers is not None
+    used = op.used.T
+    stored = used.astype(np.int8 if np.abs(used.astype(np.int8) - used).max() == 0 else np.int16)
+    owners = np.array([group for group, size in enumerate(op.sizes) for _ in range(size)], np.int64)
+    factors = Made("Gather", (Fixed("multipliers", op.multipliers.T), Fixed("groups of inputs", owners)))
+    whole = [Made("Cast", (part,), {"to": _DOUBLE}) for part in (Fixed("weight", stored), factors, Read(op.inputs[0]))]
+    weight = Made("Mul", (Made("Mul", (whole[0], whole[1])), Fixed("unit of the multipliers", np.array(2.0**-22))))
+    centred = Made("Sub", (whole[2], Fixed(f"input {op.inputs[0]!r} zero-point", np.array(float(source.zero_point)))))
+    total = Made("Add", (Made("MatMul", (centred, weight)), Fixed("bias", op.bias.astype(np.float64))))
+    ratio = np.float32(source.scale) * op.weight_scale / np.float32(op.output.scale)
+    steps = Made("Mul", (Made("Cast", (total,), {"to": _FLOAT}), Fixed("multiplier", ratio)))
+    return _quantized(steps, op.output, 1.0)
 
 
 @_of(p.Add, p.Mul, p.Sub, p.MatMul)

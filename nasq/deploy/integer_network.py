@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from nasq.cuda import products
 from nasq.errors import InputError
-from nasq.quant import arithmetic
+from nasq.quant import arithmetic, wide
 from nasq.quant import program as p
 from nasq.quant.program import Program
 
@@ -42,8 +42,9 @@ class IntegerNetwork(nn.Module):
         self.program = program
         self.places = {op.output.name: index for index, op in enumerate(program.ops)}
         self.register_buffer("steps", torch.tensor([op.output.scale for op in program.ops], dtype=torch.float32))
+        self.parts = {index: _parts(op, program) for index, op in enumerate(program.ops) if isinstance(op, p.Linear)}
         for index, op in enumerate(program.ops):
-            for name, value in _arrays(op).items():
+            for name, value in _arrays(op, self.parts.get(index)).items():
                 self.register_buffer(f"op{index}_{name}", value)
         self.last_use = {name: index for index, op in enumerate(program.ops) for name in op.inputs}
 
@@ -98,12 +99,23 @@ class IntegerNetwork(nn.Module):
         return f"{list(first)} -> {list(last)}, {len(self.program.ops)} operations, target={self.program.target!r}"
 
 
-def _arrays(op: p.Op) -> dict[str, Tensor]:
-    """The arrays of an operation as they are computed with: fp32, weights in float64 where sums pass 2^24."""
+def _parts(op: p.Linear, program: Program) -> int | None:
+    """How many parts of its input's channels a layer is summed in, each exact in fp32; ``None``: in float64, as one."""
+    if not op.wide:
+        return 1
+    if op.multipliers is not None:
+        return None
+    source = program.tensor(op.inputs[0])
+    largest = max(abs(source.low - source.zero_point), abs(source.high - source.zero_point))
+    return wide.count_parts(torch.from_numpy(op.used).float(), largest, op.groups if isinstance(op, p.Conv) else 1)
+
+
+def _arrays(op: p.Op, parts: int | None) -> dict[str, Tensor]:
+    """The arrays of an operation as they are computed with: fp32, or float64 where its sums need that."""
     if isinstance(op, p.Linear):
-        kind = torch.float64 if op.wide else torch.float32
+        kind = torch.float64 if parts is None else torch.float32
         return {
-            "weight": torch.from_numpy(op.used).to(kind),
+            "weight": torch.from_numpy(op.used if op.multipliers is None else op.summed).to(kind),
             "scale": torch.tensor(op.weight_scale),
             "bias": torch.tensor(op.bias).float(),
         }
@@ -129,7 +141,8 @@ class _Context:
 
     def centred(self, given: list[Tensor], place: int = 0) -> Tensor:
         """The integers minus their zero-point."""
-        return given[place] - self.sources[place].zero_point
+        zero = self.sources[place].zero_point
+        return given[place] - zero if zero else given[place]
 
     def real(self, given: list[Tensor], place: int = 0) -> Tensor:
         """What the integers stand for."""
@@ -139,14 +152,24 @@ class _Context:
 Given = list[Tensor]
 
 
+def _sums(at: _Context, op: Any, x: Tensor, weight: Tensor) -> Tensor:
+    """The exact sums of a layer's centred integers."""
+    geometry: dict[str, Any] | None = None
+    if isinstance(op, p.Conv):
+        geometry = {name: getattr(op, name) for name in ("stride", "padding", "dilation", "groups")}
+    parts = at.network.parts[at.index]
+    if parts is not None and parts > 1:
+        if x.device.type == "cpu":
+            return wide.sum_in_parts(x, weight, parts, geometry)
+        x, weight = x.double(), weight.double()
+    return products.linear(x, weight) if geometry is None else products.conv2d(x, weight, **geometry)
+
+
 def _layer(at: _Context, op: Any, given: Given) -> Tensor:
     weight = at.array("weight")
     x = at.centred(given).to(weight.dtype)
-    shape: tuple[int, ...] = (1, -1, 1, 1)
-    if isinstance(op, p.Conv):
-        acc = products.conv2d(x, weight, stride=op.stride, padding=op.padding, dilation=op.dilation, groups=op.groups)
-    else:
-        acc, shape = products.linear(x, weight), (1,) * (x.ndim - 1) + (-1,)
+    shape: tuple[int, ...] = (1, -1, 1, 1) if isinstance(op, p.Conv) else (1,) * (x.ndim - 1) + (-1,)
+    acc = _sums(at, op, x, weight)
     layer = arithmetic.IntegerLayer(weight, torch.empty(0), at.array("scale"), at.array("bias"))
     zero, low, high = _range(op.output)
     shortcut = (at.centred(given, 1), at.steps[1]) if len(given) == 2 else None
@@ -219,7 +242,7 @@ def _constant(at: _Context, op: Any, given: Given) -> Tensor:
 
 
 def _table(at: _Context, op: Any, given: Given) -> Tensor:
-    return at.array("values")[given[0].long()]
+    return arithmetic.look_up(at.array("values"), given[0])
 
 
 def _mul(at: _Context, op: Any, given: Given) -> Tensor:
@@ -245,7 +268,7 @@ def _softmax(at: _Context, op: Any, given: Given) -> Tensor:
     x = given[0]
     seen = torch.ones(x.shape[-2:], device=x.device).tril() if op.causal else torch.ones((), device=x.device)
     q = x * seen
-    weights = at.array("table")[(q.amax(-1, keepdim=True) - q).long()] * seen
+    weights = arithmetic.look_up(at.array("table"), q.amax(-1, keepdim=True) - q) * seen
     share = weights / weights.sum(-1, keepdim=True)
     return arithmetic.to_integers(share, at.step, *_range(op.output))
 

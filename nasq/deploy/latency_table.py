@@ -43,6 +43,8 @@ def layer_key(op: Op, program: Program) -> str:
             parts.append(f"{name} " + "x".join(map(str, getattr(op, name))))
     if isinstance(op, Linear):
         parts.append("weight " + "x".join(map(str, op.weight.shape)))
+        if op.sizes:
+            parts.append(f"{len(op.sizes)} groups of inputs")
     if isinstance(op, Conv):
         parts.append(f"groups {op.groups}")
     if (op.output.low, op.output.high) != (0, 255):

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.errors import ArtifactError
+from nasq.quant.operations import GROUP_UNIT
 from nasq.quant.packing import value_range
 from nasq.quant.program import Conv, Linear, Tensor
 
@@ -22,7 +23,7 @@ def accumulator_bound(op: Linear, source: Tensor) -> NDArray[np.int64]:
     part of it.
 
     Args:
-        op: The layer; its weights count as used, without zero-points and shifted.
+        op: The layer; its weights count as used, without zero-points and shifted (multipliers of groups only lessen them).
         source: The tensor it reads.
 
     Returns:
@@ -51,6 +52,7 @@ def check_layer(op: Linear, source: Tensor) -> None:
         ArtifactError: An array has another shape or type, a value is out of range, or an accumulator may overflow.
     """
     _check_arrays(op)
+    _check_groups(op)
     _check_weights(op)
     _check_scales(op, source)
     _check_accumulators(op, source)
@@ -69,12 +71,35 @@ def _check_arrays(op: Linear) -> None:
         array = getattr(op, name)
         if array is None and name == "weight_zero":
             continue
-        if array.dtype != dtype or array.shape != (out,):
+        shape = (out, len(op.sizes)) if name == "weight_zero" and op.multipliers is not None else (out,)
+        if array.dtype != dtype or array.shape != shape:
             raise ArtifactError(
-                f"its {name} is {array.dtype} of shape {array.shape}; allowed: {np.dtype(dtype)} of shape ({out},)."
+                f"its {name} is {array.dtype} of shape {array.shape}; allowed: {np.dtype(dtype)} of shape {shape}."
             )
     if isinstance(op, Conv) and (op.groups < 1 or out % op.groups):
         raise ArtifactError(f"its {out} output channels cannot be divided into {op.groups} groups.")
+
+
+def _check_groups(op: Linear) -> None:
+    if op.multipliers is None:
+        if op.sizes:
+            raise ArtifactError(f"it has {len(op.sizes)} groups of inputs and no multipliers for them.")
+        return
+    if isinstance(op, Conv) or not op.wide:
+        raise ArtifactError(
+            "groups of inputs have scales of their own: allowed in linear layers that are marked as wide, since their sums "
+            "are of float64."
+        )
+    out, inputs = op.weight.shape
+    if min(op.sizes, default=0) < 1 or sum(op.sizes) != inputs:
+        raise ArtifactError(f"its groups have {sum(op.sizes)} inputs, and it reads {inputs}; none may be empty.")
+    found = op.multipliers
+    if found.dtype != np.int32 or found.shape != (out, len(op.sizes)):
+        raise ArtifactError(
+            f"its multipliers are {found.dtype} of shape {found.shape}; allowed: int32 of shape ({out}, {len(op.sizes)})."
+        )
+    if found.min() < 1 or found.max() > GROUP_UNIT:
+        raise ArtifactError(f"its multipliers reach from {found.min()} to {found.max()}. Allowed: 1 to 2^22.")
 
 
 def _check_weights(op: Linear) -> None:
@@ -113,7 +138,18 @@ def _check_scales(op: Linear, source: Tensor) -> None:
         raise ArtifactError(f"the multiplier of channel {wrong[0]} overflows fp32; its scales are too far apart.")
 
 
+def _surely_small(op: Linear, source: Tensor) -> bool:
+    """Whether even the largest weights of these bits could not pass a limit: then no weight needs to be looked at."""
+    least, most = min(source.low - source.zero_point, 0), max(source.high - source.zero_point, 0)
+    weight = (1 << op.weight_bits) - 1 if op.weight_zero is not None else 1 << (op.weight_bits - 1)
+    reach = op.weight[0].size * (weight << int(op.shift.max())) * max(most, -least)
+    bias = max(abs(int(op.bias.min())), abs(int(op.bias.max())))
+    return reach + bias < INT32_LIMIT and (op.wide or max(reach, bias) <= FP32_LIMIT)
+
+
 def _check_accumulators(op: Linear, source: Tensor) -> None:
+    if _surely_small(op, source):
+        return
     bound, bias = accumulator_bound(op, source), np.abs(op.bias.astype(np.int64))
     worst = int((bound + bias).argmax())
     if int(bound[worst] + bias[worst]) >= INT32_LIMIT:

@@ -75,6 +75,11 @@ def export(program: Program, batch: int | None = None, packed: bool | None = Non
         InputError: ``batch`` is below 1, or ``int4`` names a layer that the program does not have.
     """
     _check_int4(program, int4)
+    if program.target == "tensorrt":
+        raise TargetError(
+            "this form has uint8 tensors and clips, which the target 'tensorrt' does not take. Write its own form: "
+            "nasq.deploy.tensorrt.export(program)."
+        )
     if batch is not None and batch < 1:
         raise InputError(f"batch is {batch}; it must be at least 1, or None for a dynamic batch size.")
     onnx = require("onnx")

@@ -196,14 +196,23 @@ def _layer(op: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> dict[str, NDA
     channels = slice(first, first + shape[0])
     column = (shape[0], *[1] * (len(shape) - 1))
     weight = _unpack(arrays[place["tensor"]], shape, place["bits"])
+    groups = place.get("groups")
+    if groups is not None and sum(groups["sizes"]) != shape[1]:
+        raise ValueError(f"the groups of {op['output']['name']!r} do not hold its {shape[1]} inputs")
     if place.get("zeros") is not None:
         # Stored from 0 up, as the weights would be if they were not two's complements.
-        weight = weight + 2 ** (place["bits"] - 1) - arrays[place["zeros"]].astype(np.int64).reshape(column)
+        zeros = arrays[place["zeros"]].astype(np.int64)
+        if groups is not None:
+            zeros = np.repeat(zeros.reshape(shape[0], -1), groups["sizes"], axis=1)
+        weight = weight + 2 ** (place["bits"] - 1) - (zeros.reshape(column) if groups is None else zeros)
     if "shifts" in arrays:
         weight = weight * 2 ** arrays["shifts"][channels].astype(np.int64).reshape(column)
     layer = {"weight": weight, "scale": arrays["scales"][channels], "bias": arrays["biases"][channels].astype(np.int64)}
     if any(len(array) != shape[0] for array in layer.values()):
         raise ValueError(f"the layer {op['output']['name']!r} needs {shape[0]} scales and biases")
+    if groups is not None:
+        layer["multipliers"] = arrays[groups["tensor"]].astype(np.int64).reshape(shape[0], len(groups["sizes"]))
+        layer["ends"] = np.cumsum(groups["sizes"])
     return layer
 
 

@@ -36,11 +36,12 @@ def place(steps: Floats, made: Entry) -> Bytes:
 def run_layer(op: Entry, layer: Arrays, given: list[Bytes], sources: list[Entry]) -> Bytes:
     """``clip(rne(fp32(acc + bias) * M) + z_y)`` with ``M = fp32(fp32(s_x * weight_scale) / s_y)``.
 
-    A second tensor is a shortcut: ``fp32((q_r - z_r) * fp32(s_r / s_y))`` is added before rounding.
+    A second tensor is a shortcut: ``fp32((q_r - z_r) * fp32(s_r / s_y))`` is added before rounding. Where groups of inputs
+    have multipliers ``m``, ``acc`` is ``sum(m * acc of the group) / 2^22``: of a whole number below 2^53, so exact.
     """
     q, source = given[0], sources[0]
     x = q.astype(np.int64) - source["zero_point"]
-    acc = _convolve(op, layer["weight"], x) if op["op"] == "conv" else x @ layer["weight"].T
+    acc: Any = _convolve(op, layer["weight"], x) if op["op"] == "conv" else _by_groups(layer, x)
     multiplier = f32(source["scale"]) * layer["scale"] / f32(op["output"]["scale"])
     channelwise = (-1, *[1] * (acc.ndim - 2)) if op["op"] == "conv" else (-1,)
     total = (acc + layer["bias"].reshape(channelwise)).astype(f32)
@@ -49,6 +50,17 @@ def run_layer(op: Entry, layer: Arrays, given: list[Bytes], sources: list[Entry]
         centred = (q_r.astype(np.int64) - beside["zero_point"]).astype(f32)
         steps = steps + centred * (f32(beside["scale"]) / f32(op["output"]["scale"]))
     return place(np.rint(steps), op["output"])
+
+
+def _by_groups(layer: Arrays, x: Ints) -> NDArray[Any]:
+    """``x [..., I]`` times the weights ``[O, I]``: int64 ``[..., O]``; where groups have multipliers, float64."""
+    if "multipliers" not in layer:
+        return np.asarray(x @ layer["weight"].T)
+    total, start = np.zeros((*x.shape[:-1], len(layer["weight"])), np.int64), 0
+    for end, factor in zip(layer["ends"], layer["multipliers"].T, strict=True):
+        total += (x[..., start:end] @ layer["weight"][:, start:end].T) * factor
+        start = end
+    return np.asarray(total / 2.0**22)
 
 
 def _convolve(op: Entry, weight: Ints, x: Ints) -> Ints:

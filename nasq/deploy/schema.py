@@ -6,6 +6,8 @@
 * ``w0, w1, ...``: uint8, the packed weights of the layers in order (:mod:`nasq.quant.packing`);
 * ``z0, z1, ...``: uint8 ``[out]``, only of layers with asymmetric weights, whose ``weight`` then says ``zeros``: the
   zero-points, counted from the smallest integer ``-2^(bits - 1)``; the number is the layer's, as in ``w0``;
+* ``g0, g1, ...``: int32 ``[out * groups]``, only of linear layers whose groups of inputs have scales of their own, whose
+  ``weight`` then says ``groups``: the multipliers, output by output; their ``zeros`` have one entry per output and group;
 * ``scales`` (fp32), ``biases`` (int32) and, only where one is not zero, ``shifts`` (uint8): those of all layers one
   behind the other; a layer's part begins at its ``first`` and has one entry per output channel;
 * ``a0, a1, ...``: the arrays of other operations (tables, constants, gains) in order, flat.
@@ -57,6 +59,11 @@ class _Tensor(_Strict):
     bits: int
 
 
+class _Groups(_Strict):
+    tensor: str
+    sizes: Annotated[list[Size], pydantic.Field(min_length=1, max_length=1 << 20)]
+
+
 class _Weight(_Strict):
     tensor: str
     shape: Annotated[Sizes, pydantic.Field(min_length=2)]
@@ -65,6 +72,7 @@ class _Weight(_Strict):
     axis: Literal[0]
     first: Size
     zeros: str | None = None
+    groups: _Groups | None = None
 
 
 class _Array(_Strict):
@@ -154,7 +162,12 @@ def json_from_program(program: Program) -> tuple[dict[str, Any], dict[str, NDArr
             arrays[f"w{len(layers)}"] = pack(op.weight, op.weight_bits)
             if op.weight_zero is not None:
                 entry["weight"]["zeros"] = f"z{len(layers)}"
-                arrays[f"z{len(layers)}"] = (op.weight_zero + 2.0 ** (op.weight_bits - 1)).astype(np.uint8)
+                zeros = (op.weight_zero + 2.0 ** (op.weight_bits - 1)).astype(np.uint8)
+                arrays[f"z{len(layers)}"] = zeros.reshape(-1)
+            if op.multipliers is not None:
+                sizes = [int(size) for size in op.sizes]
+                entry["weight"]["groups"] = {"tensor": f"g{len(layers)}", "sizes": sizes}
+                arrays[f"g{len(layers)}"] = op.multipliers.reshape(-1)
             layers.append(op)
             first += len(op.bias)
         ops.append(entry)
@@ -267,8 +280,17 @@ def _check_arrays(document: _Document, arrays: Arrays) -> int:
                     + ("." if weight.zeros is None else f", zero-points at 'z{layers}', not {weight.zeros!r}.")
                 )
             wanted[weight.tensor] = (np.uint8, packed_size(weight.shape, weight.bits))
+            steps = weight.shape[0]
+            if weight.groups is not None:
+                steps *= len(weight.groups.sizes)
+                if weight.groups.tensor != f"g{layers}":
+                    raise ArtifactError(
+                        f"{entry.output.name!r} has its multipliers at {weight.groups.tensor!r}; in order they are at "
+                        f"'g{layers}'."
+                    )
+                wanted[weight.groups.tensor] = (np.int32, steps)
             if weight.zeros is not None:
-                wanted[weight.zeros] = (np.uint8, weight.shape[0])
+                wanted[weight.zeros] = (np.uint8, steps)
             layers, total = layers + 1, total + weight.shape[0]
         for place, dtype in _places(entry):
             if place.tensor != f"a{others}":
@@ -320,9 +342,12 @@ def _layer_fields(entry: _Layer, arrays: Arrays, shifts: NDArray[np.uint8]) -> d
         values = unpack(arrays[weight.tensor], weight.shape, weight.bits)
     except ArtifactError as error:
         raise ArtifactError(f"the weights of {entry.output.name!r} ({weight.tensor!r}): {error}") from error
-    found = {"weight": values, "weight_bits": weight.bits, "wide": entry.wide}
+    found: dict[str, Any] = {"weight": values, "weight_bits": weight.bits, "wide": entry.wide}
     if weight.zeros is not None:
         found["weight_zero"] = _zeros(entry, arrays[weight.zeros])
+    if weight.groups is not None:
+        found["multipliers"] = arrays[weight.groups.tensor].reshape(weight.shape[0], -1)
+        found["sizes"] = tuple(weight.groups.sizes)
     return found | {
         "weight_scale": arrays["scales"][part], "bias": arrays["biases"][part], "shift": shifts[part],
     }  # fmt: skip
@@ -335,4 +360,5 @@ def _zeros(entry: _Layer, stored: NDArray[np.uint8]) -> NDArray[np.int8]:
             f"the weight zero-points of {entry.output.name!r} reach {int(stored.max())}; {bits} bits hold 0 to "
             f"{(1 << bits) - 1}."
         )
-    return (stored.astype(np.int64) - (1 << (bits - 1))).astype(np.int8)
+    zeros = (stored.astype(np.int64) - (1 << (bits - 1))).astype(np.int8)
+    return zeros if entry.weight.groups is None else zeros.reshape(entry.weight.shape[0], -1)

@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.errors import TargetError, require
+from nasq.quant.operations import GROUP_UNIT
 from nasq.quant.program import Conv, Linear
 
 if TYPE_CHECKING:
     from nasq.deploy.onnx import Graph
 
-__all__ = ["bias", "weight"]
+__all__ = ["bias", "by_groups", "weight"]
 
 _UNPACKING = (200, 75)  # bytes of the nodes that unpack one weight, and of those that shift it, about
 
@@ -32,6 +33,19 @@ def bias(graph: Graph, op: Linear, index: int) -> str:
     parts = [graph.scale(graph.tensor(op).scale), f"v{index}"]
     inputs = [graph.constant(f"b{index}", op.bias), graph.node("Mul", parts, f"u{index}")]
     return graph.node("DequantizeLinear", inputs, f"y{index}", axis=0)
+
+
+def by_groups(graph: Graph, op: Linear, index: int) -> str:
+    """The weights ``[in, out]`` of a layer whose groups of inputs have multipliers: exact float64, in units of its scale."""
+    assert op.multipliers is not None
+    used, double = op.used.T, graph.onnx.TensorProto.DOUBLE
+    narrow = np.int8 if used.min() >= -128 and used.max() <= 127 else np.int16
+    whole = graph.node("Cast", [graph.constant(f"w{index}", used.astype(narrow))], f"i{index}", to=double)
+    owners = np.repeat(np.arange(len(op.sizes)), op.sizes)
+    parts = [graph.constant(f"m{index}", np.ascontiguousarray(op.multipliers.T)), graph.constant(f"o{index}", owners)]
+    factor = graph.node("Cast", [graph.node("Gather", parts, f"g{index}", axis=0)], f"k{index}", to=double)
+    unit = graph.constant("group_unit", np.array(1 / GROUP_UNIT, np.float64))
+    return graph.node("Mul", [graph.node("Mul", [whole, factor], f"e{index}"), unit], f"x{index}")
 
 
 def _integers(graph: Graph, op: Linear, index: int) -> str:

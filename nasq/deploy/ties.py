@@ -43,7 +43,7 @@ def _one(
     op: Linear, sources: Sequence[Tensor], x: NDArray[np.int64], given: Sequence[Integers], at: tuple[int, ...]
 ) -> float:
     channel = at[1] if isinstance(op, Conv) else at[-1]
-    acc = _convolved(op, x[at[0]], at) if isinstance(op, Conv) else int(x[at[:-1]] @ op.used[channel])
+    acc = _convolved(op, x[at[0]], at) if isinstance(op, Conv) else float(x[at[:-1]] @ op.summed[channel])
     real = float(acc + int(op.bias[channel])) * (sources[0].scale * float(op.weight_scale[channel]))
     if len(given) == 2:
         real += float(int(given[1][at]) - sources[1].zero_point) * sources[1].scale

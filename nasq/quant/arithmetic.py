@@ -6,10 +6,13 @@ uses is in :mod:`nasq.quant.fake`. ``rne`` below rounds half to even, as ``torch
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from nasq.quant.operations import GROUP_UNIT
 
 __all__ = [
     "EXACT",
@@ -18,9 +21,12 @@ __all__ = [
     "add_integers",
     "integer_layer",
     "is_wide",
+    "look_up",
     "pool_multiplier",
     "requantize",
     "round_ste",
+    "snapped_step",
+    "spread_groups",
     "to_integers",
 ]
 
@@ -39,6 +45,22 @@ def round_ste(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
+def snapped_step(log_step: Tensor, slope: Tensor | None = None) -> Tensor:
+    """The learned step rounded, as a logarithm and straight-through, to a power of two, fp32.
+
+    Args:
+        log_step: Natural logarithm of the learned step(s).
+        slope: What follows the step (BatchNorm's scale, any sign), broadcastable to it: then step times its size is the
+            power of two. Where it is next to 0 the channel is constant, and the step alone is rounded.
+    """
+    exponent = (log_step.double() / math.log(2)).clamp_min(math.log2(STEP_FLOOR))
+    if slope is None:
+        return torch.exp2(round_ste(exponent)).float()
+    size = slope.detach().double().abs()
+    size = torch.where(size > 2.0**-60, size, 1.0)
+    return (torch.exp2(round_ste(exponent + size.log2())) / size).float()
+
+
 def to_integers(x: Tensor, step: Tensor, zero_point: float | Tensor, low: int, high: int) -> Tensor:
     """``clip(rne(x / step) + zero_point, low, high)`` in fp32: what QuantizeLinear and a Clip compute."""
     return (torch.round(x / step) + zero_point).clamp_(low, high)
@@ -53,7 +75,9 @@ class IntegerLayer:
         shift: ``[out]`` integers: the weights used are ``weight * 2^shift``.
         scale: fp32 ``[out]``, positive: real value of one unit of the shifted weight.
         bias: ``[out]`` integers in units of ``input step * scale``, as fp32 (all below 2^24).
-        zero: ``[out]`` zero-points of asymmetric weights, as fp32; ``None``: all are 0.
+        zero: ``[out]`` (with groups ``[out, groups]``) zero-points of asymmetric weights, as fp32; ``None``: all are 0.
+        multipliers: float64 ``[out, groups]``: a unit of a group is ``multiplier * 2^-22`` of ``scale``; ``None``: no groups.
+        sizes: Inputs of every group.
     """
 
     weight: Tensor
@@ -61,16 +85,31 @@ class IntegerLayer:
     scale: Tensor
     bias: Tensor
     zero: Tensor | None = None
+    multipliers: Tensor | None = None
+    sizes: tuple[int, ...] = ()
 
     @property
     def shifted(self) -> Tensor:
         """The weights as the runtime holds them."""
         return self.weight * torch.exp2(self.shift).reshape(-1, *[1] * (self.weight.ndim - 1))
 
+    @property
+    def summed(self) -> Tensor:
+        """The weights in units of ``scale``: with groups float64, and multiples of ``2^-22``, whose sums are exact."""
+        if self.multipliers is None:
+            return self.shifted
+        return self.shifted.double() * spread_groups(self.multipliers / GROUP_UNIT, self.sizes)
+
+
+def spread_groups(values: Tensor, sizes: tuple[int, ...]) -> Tensor:
+    """``[out, groups]`` as ``[out, inputs]``, every group's value repeated for its inputs."""
+    return values.repeat_interleave(torch.tensor(sizes, device=values.device), dim=1)
+
 
 def integer_layer(
-    weight: Tensor, step: Tensor, bits: int, slope: Tensor, offset: Tensor, step_in: Tensor, step_out: Tensor
-) -> IntegerLayer:
+    weight: Tensor, step: Tensor, bits: int, slope: Tensor, offset: Tensor, step_in: Tensor, step_out: Tensor,
+    power_of_two: bool = False,
+) -> IntegerLayer:  # fmt: skip
     """Puts the affine behind a convolution (BatchNorm, bias) into scales and an integer bias.
 
     The layer computes ``slope * step * sum(q_w q_x step_in) + offset``; the weight's sign already holds the sign of
@@ -88,12 +127,16 @@ def integer_layer(
         bits: Of the weights.
         slope, offset: float64 ``[out]``, in real units; slopes may be negative (only their size is used) or 0.
         step_in, step_out: 0-d steps of input and output.
+        power_of_two: Whether every scale is to be one: ``step`` times ``slope`` is, but for rounding.
     """
     s_in, s_out = step_in.double(), step_out.double()
-    raw = (step.double() * slope.abs()).float()
+    raw = step.double() * slope.abs()
+    raw = (torch.exp2(torch.log2(raw).round()) if power_of_two else raw).float()
     # A channel whose weights move the output by less than 2^-24 steps, or whose bias does not fit, is constant.
     constant = (raw.double() * s_in < s_out * 2.0**-40) | (offset.abs() >= raw.double() * s_in * (EXACT - 1))
-    scale = torch.where(constant, torch.maximum(offset.abs() / (s_in * 2.0**15), s_out / s_in * 2.0**-15).float(), raw)
+    fitting = torch.maximum(offset.abs() / (s_in * 2.0**15), s_out / s_in * 2.0**-15)
+    fitting = torch.exp2(torch.log2(fitting).ceil()) if power_of_two else fitting
+    scale = torch.where(constant, fitting.float(), raw)
     weight = torch.where(constant.reshape(-1, *[1] * (weight.ndim - 1)), torch.zeros_like(weight), weight)
     grid = scale.double() * s_in
     wanted = torch.ceil(torch.log2(grid * _FINE / s_out)).max()
@@ -133,7 +176,7 @@ def requantize(
     ``R = fp32(s / step_out)``, ``q`` its centred integers and ``s`` its step.
 
     Args:
-        accumulator: ``[N, out, ...]`` exact integers, fp32 or float64.
+        accumulator: ``[N, out, ...]`` exact integers, fp32, float64 or int32; its memory is used for the result.
         layer: Its scales and biases.
         step_in, step_out, zero_point, low, high: Of input and output.
         shape: What makes ``[out]`` run along the accumulator's channels, where these are not its second dimension.
@@ -141,11 +184,48 @@ def requantize(
     """
     shape = shape or (1, -1, *[1] * (accumulator.ndim - 2))
     multiplier = ((step_in.float() * layer.scale) / step_out.float()).reshape(shape)
-    total = (accumulator + layer.bias.to(accumulator.dtype).reshape(shape)).float()
-    steps = total.mul_(multiplier)
+    bias, beside = layer.bias.to(accumulator.dtype).reshape(shape), None
     if shortcut is not None:
-        steps = steps.add_(shortcut[0] * (shortcut[1].float() / step_out.float()))
-    return steps.round_().add_(zero_point).clamp_(low, high)
+        beside = (shortcut[0], shortcut[1].float() / step_out.float())
+    if accumulator.device.type != "cpu":
+        return _placed(accumulator + bias, multiplier, beside, zero_point, low, high)
+    # As large as one image, so that what is broadcast runs along memory as the accumulator does.
+    one = accumulator.shape[1:]
+    bias, multiplier = (_laid_out(part, one, accumulator) for part in (bias, multiplier))
+    made = accumulator if accumulator.dtype == torch.float32 else torch.empty_like(accumulator, dtype=torch.float32)
+    at_once = max(1, _PIECE // max(1, one.numel()))
+    for start in range(0, len(accumulator), at_once):
+        rows = slice(start, start + at_once)
+        near = None if beside is None else (beside[0] if len(beside[0]) == 1 else beside[0][rows], beside[1])
+        total = accumulator[rows].add_(bias)
+        out = total if made is accumulator else made[rows].copy_(total)
+        _placed(out, multiplier, near, zero_point, low, high)
+    return made
+
+
+def _laid_out(part: Tensor, one: tuple[int, ...], like: Tensor) -> Tensor:
+    """``[1, *one]``: what is the same for every image, in the memory order of ``like``."""
+    last = like.ndim == 4 and not like.is_contiguous() and like.is_contiguous(memory_format=torch.channels_last)
+    order = torch.channels_last if last else torch.contiguous_format
+    return part.expand(1, *one).contiguous(memory_format=order)
+
+
+def _placed(
+    total: Tensor,
+    multiplier: Tensor,
+    beside: tuple[Tensor, Tensor] | None,
+    zero_point: float | Tensor,
+    low: int,
+    high: int,
+) -> Tensor:
+    """Accumulators with their bias to container integers, in place where they are fp32."""
+    steps = total.float().mul_(multiplier)
+    if beside is not None:
+        steps = steps.add_(beside[0] * beside[1])
+    steps = steps.round_()
+    if not (isinstance(zero_point, float) and zero_point == 0):
+        steps = steps.add_(zero_point)
+    return steps.clamp_(low, high)
 
 
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
@@ -179,9 +259,34 @@ def add_integers(
     made = torch.empty_like(a, memory_format=order)
     flat = [_flat(x.contiguous(memory_format=order), last) for x in (a, b)]
     pieces = (torch.split(part, _PIECE) for part in (*flat, _flat(made, last)))
+    if a.device.type == "cpu":
+        plain = [float(part) for part in (ratio_a, ratio_b, fixed)]  # on another device that would wait for it
+        for x, y, out in zip(*pieces, strict=True):
+            _add_piece(x, y, out, *plain).round_().clamp_(low, high)
+        return made
     for x, y, out in zip(*pieces, strict=True):
         out.copy_(_fma(x, ratio_a, _fma(y, ratio_b, fixed)).round_().clamp_(low, high))
     return made
+
+
+def _add_piece(a: Tensor, b: Tensor, out: Tensor, ratio_a: float, ratio_b: float, fixed: float) -> Tensor:
+    """``fma(a, ratio_a, fma(b, ratio_b, fixed))`` into ``out``, each rounded once to fp32 from float64."""
+    inner = torch.add(b.new_full((), fixed, dtype=torch.float64), b.double(), alpha=ratio_b)
+    return out.copy_(torch.add(out.copy_(inner).double(), a.double(), alpha=ratio_a))
+
+
+def look_up(table: Tensor, integers: Tensor) -> Tensor:
+    """``table[integers]`` of integers held in fp32, in their memory order.
+
+    Indices of 32 bits along one dimension: six times as fast on a CPU as indexing with a tensor of 64.
+    """
+    last = integers.ndim == 4 and not integers.is_contiguous()
+    last = last and integers.is_contiguous(memory_format=torch.channels_last)
+    found = table.index_select(0, _flat(integers, last).int())
+    if not last:
+        return found.reshape(integers.shape)
+    count, channels, rows, columns = integers.shape
+    return found.reshape(count, rows, columns, channels).permute(0, 3, 1, 2)
 
 
 def _flat(x: Tensor, last: bool) -> Tensor:

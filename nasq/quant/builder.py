@@ -20,10 +20,12 @@ from nasq.quant.layers import AnyLayer, AnyNorm, Unit, full_weight
 from nasq.quant.network import QuantGraph, QuantizedNetwork, Step, Wiring
 from nasq.quant.options import Bits, Kinds, Plan
 from nasq.quant.pinning import exits, first_and_last
+from nasq.quant.powers import use_powers_of_two
 from nasq.quant.producers import Activation, InputProducer, LayerProducer
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
 from nasq.quant.recipes import RECIPES
 from nasq.quant.residual import separate_sums
+from nasq.space import Choice
 from nasq.targets import Target, load
 
 __all__ = ["quantize"]
@@ -94,6 +96,9 @@ class Builder:
         bits = self.plan.bits(self.plan.activation_bits, node in self.plan.pinned.tensors, node.path)
         if node in self.plan.stream and self.plan.sum_bits is not None and node not in self.plan.pinned.tensors:
             bits = (self.plan.sum_bits,)
+        if self.plan.target.container == "int8" and not signed:  # with zero-point 0 it holds 0..127
+            options = bits.options if isinstance(bits, Choice) else bits
+            bits = tuple(sorted({min(int(option), 7) for option in options}))
         return ActivationQuantizer(
             node.path, signed, bits, symmetry or self.plan.kinds(self.plan.activation_symmetry, node.path)
         )
@@ -105,8 +110,17 @@ class Builder:
         node.attributes["pinned"] = pinned
         if layer not in plan.weights:
             weight, bits = full_weight(layer), plan.bits(plan.weight_bits, pinned, node.path)
-            grains, kinds = (plan.kinds(wanted, node.path) for wanted in (plan.granularity, plan.weight_symmetry))
-            quantizer = WeightQuantizer(node.path, weight.shape[0], bits, grains, kinds, plan.released_gradient)
+            linear, kinds = node.kind == "linear", plan.kinds(plan.weight_symmetry, node.path)
+            quantizer = WeightQuantizer(
+                node.path,
+                weight.shape[0],
+                bits,
+                plan.grains(node.path, linear),
+                kinds,
+                plan.released_gradient,
+                weight.shape[1] if linear else None,
+            )
+            quantizer.belongs_to(layer)
             guess_weight(quantizer, weight)
             plan.weights[layer] = quantizer
         return plan.weights[layer]
@@ -233,9 +247,10 @@ def _quantize_parts(container: Container, node: Node, plan: Plan, signs: Sequenc
     return quantized, all(left)
 
 
-def _with_input(network: QuantizedNetwork) -> None:
+def _with_input(network: QuantizedNetwork, target: Target) -> None:
     """Puts the quantizer of the network's input in front."""
-    quantizer = ActivationQuantizer("input", True, (8,), ("asymmetric",))
+    symmetry = "symmetric" if target.container == "int8" else "asymmetric"
+    quantizer = ActivationQuantizer("input", True, (8,), (symmetry,))
     assert "input" not in network.quantization
     network.quantization["input"] = InputProducer("input", quantizer, "none")
     shifted = [Step(step.target, tuple(index + 1 for index in step.inputs)) for step in network.wiring.steps]
@@ -256,6 +271,7 @@ def quantize(
     sum_bits: int | None = None,
     where: Sequence[str] | None = None,
     released_gradient: bool = False,
+    power_of_two_steps: bool = False,
 ) -> QuantizedNetwork:
     """The quantized form of a network: a copy in which every tensor has a quantizer, and bits are choices.
 
@@ -269,7 +285,9 @@ def quantize(
         example: An input ``[N, ...]``; its shape matters, and that the network runs on it.
         target: Name of a target, or a target.
         weight_bits, activation_bits: Options in 1..16; the target says which of them it runs (2..8).
-        weight_granularity: Options among ``"tensor"`` and ``"channel"`` step sizes.
+        weight_granularity: Options among ``"tensor"``, ``"channel"`` and ``"group<g>"``: one step size for the tensor, for
+            each output channel, or for each ``g`` neighbouring inputs of an output (``"group32"``; linear layers only:
+            convolutions keep the other options).
         weight_symmetry, activation_symmetry: Options among ``"symmetric"`` and ``"asymmetric"``.
         first_last_bits: Bits of the first and last layers' weights, of the last ones' input and of the network's
             output; ``None`` makes them choices as well. The network's input has 8 bits.
@@ -280,6 +298,8 @@ def quantize(
             have the largest of the bits and the first of each other option. ``None``: all have.
         released_gradient: Whether gradients of per-channel steps are scaled as in EQ-Net's released code instead of by
             LSQ's rule (:func:`nasq.quant.fake.released_scale`).
+        power_of_two_steps: Whether the scales that the file holds, those of tensors and of weights (BatchNorm included), are
+            powers of two (:mod:`nasq.quant.powers`): then no two runtimes round a sum differently, at some accuracy.
 
     Returns:
         A network whose step sizes fit its weights; run :func:`nasq.quant.calibrate` on real inputs before training
@@ -313,9 +333,11 @@ def quantize(
     network, _ = Builder(copied, graph, plan, root=True).build([False])
     assert isinstance(network, QuantizedNetwork)
     plan.check_patterns()
-    _with_input(network)
+    _with_input(network, plan.target)
     network.target, network.removed = plan.target, tuple(plan.removed)
     network.example_shape = tuple(example.shape[1:])
+    if power_of_two_steps:
+        use_powers_of_two(network)
     check_same(original, network, example)
     share_active(network)
     return network

@@ -29,7 +29,7 @@ _CHUNK = 1 << 18
 
 @dataclass(frozen=True)
 class Range:
-    """The result of a search: ``step`` and ``zeta`` ``[groups]``; ``error`` is the criterion's value."""
+    """The result of a search, one entry per step size: ``step``, ``zeta``; ``error`` is the criterion's value."""
 
     step: Tensor
     zeta: Tensor
@@ -112,14 +112,32 @@ def _write(form: WeightForm | ActivationForm, found: Range) -> None:
         form.zeta.copy_(found.zeta.reshape(shape))
 
 
+def _sharing(rows: Tensor, form: WeightForm) -> list[Tensor]:
+    """The weights ``[out, n]`` that share a step, as the rows of one matrix per size of a group."""
+    if form.groups is None:
+        return [rows]
+    size, count = form.groups.sizes[0], len(form.groups.sizes)
+    whole = count if form.groups.sizes[-1] == size else count - 1
+    parts = [rows[:, : whole * size].reshape(-1, size), rows[:, whole * size :]]
+    return [part for part in parts if part.numel()]
+
+
+def _joined(parts: list[Tensor], form: WeightForm) -> Tensor:
+    """What was found for the rows of :func:`_sharing`, in the shape of the form's steps."""
+    shape = form.log_step.shape
+    if form.groups is None:
+        return parts[0].reshape(shape)
+    return torch.cat([part.reshape(shape[0], -1) for part in parts], 1)
+
+
 @torch.no_grad()
 def guess_weight(quantizer: WeightQuantizer, weight: Tensor) -> None:
     """A quick start for the steps of a weight, ``2 mean|w| / sqrt(high)`` (LSQ, section 2.1), until calibration."""
     rows = weight.detach().float().flatten(1).abs()
     for form in quantizer.forms.values():
         assert isinstance(form, WeightForm)
-        mean = rows.mean(1) if form.granularity == "channel" else rows.mean()
-        step = 2 * mean / max(form.high, 1) ** 0.5
+        means = [part.mean(1) for part in _sharing(rows, form)] if form.log_step.ndim else [rows.mean()]
+        step = 2 * _joined(means, form) / max(form.high, 1) ** 0.5
         form.log_step.copy_(torch.where(step > STEP_FLOOR, step, _blank(weight, form.high - form.low)).log())
 
 
@@ -135,8 +153,10 @@ def initialise_weight(quantizer: WeightQuantizer | WeightForm, weight: Tensor) -
     centres, shares = histogram(weight)
     for form in quantizer.forms.values():
         assert isinstance(form, WeightForm)
-        if form.granularity == "channel":
-            found = search_range(rows, form.low, form.high, form.symmetric)
+        if form.log_step.ndim:
+            ranges = [search_range(part, form.low, form.high, form.symmetric) for part in _sharing(rows, form)]
+            fields = (_joined([getattr(one, name) for one in ranges], form) for name in ("step", "zeta", "error"))
+            found = Range(*fields)
         else:
             found = search_range(centres, form.low, form.high, form.symmetric, shares)
         _write(form, _alive(found, _blank(weight, form.high - form.low), 0.0))

@@ -53,7 +53,7 @@ class TableProducer(Producer):
         assert x.grid is not None
         grid = self.output_grid()
         table = table_of(function, x.grid, grid)
-        integers = table[x.data.long()]
+        integers = arithmetic.look_up(table, x.data)
         if x.recorder is None:  # nothing is read back from a device then
             return x.on(integers, grid)
         values = table.cpu().numpy().astype(np.uint8)

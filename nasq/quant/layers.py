@@ -9,14 +9,19 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq.cuda import products
-from nasq.elastic.base import ElasticModule
+from nasq.elastic.base import ElasticModule, Size
 from nasq.elastic.conv import Conv2d
 from nasq.elastic.linear import Linear
 from nasq.elastic.norm import BatchNorm2d
-from nasq.quant import arithmetic
+from nasq.elastic.segments import Segments, active_part
+from nasq.quant import arithmetic, wide
+from nasq.quant.input_groups import Slices
 from nasq.quant.value import Value
+from nasq.space import maximum_of_size
 
-__all__ = ["AnyLayer", "AnyNorm", "Unit", "accumulate", "affine", "apply", "bias_of", "geometry_of", "weight_of"]
+__all__ = [
+    "AnyLayer", "AnyNorm", "Unit", "accumulate", "affine", "apply", "bias_of", "geometry_of", "slices_of", "weight_of",
+]  # fmt: skip
 
 
 class Unit(nn.Module):
@@ -45,6 +50,26 @@ def bias_of(layer: AnyLayer) -> Tensor | None:
     if isinstance(layer, Unit):
         return None
     return layer.active_bias() if isinstance(layer, ElasticModule) else layer.bias
+
+
+def slices_of(layer: AnyLayer) -> Slices | None:
+    """Which channels of the shared weight are active, where they are not simply the first ones (see ``Segments``)."""
+    if isinstance(layer, Linear):
+        sizes: tuple[Size, Size] = (layer.out_features, layer.in_features)
+    elif isinstance(layer, Conv2d):
+        sizes = (layer.out_channels, 0)  # steps of a convolution do not depend on its inputs
+    else:
+        return None
+    if not any(isinstance(size, Segments) for size in sizes):
+        return None
+    return Slices(*(_places(layer, size) for size in sizes))
+
+
+def _places(layer: Linear | Conv2d, size: Size) -> Tensor | None:
+    if not isinstance(size, Segments):
+        return None
+    whole = torch.arange(maximum_of_size(size), device=layer.weight.device)
+    return active_part(whole, 0, size, layer.value)
 
 
 def geometry_of(layer: AnyLayer, x: Tensor) -> dict[str, Any] | None:
@@ -77,8 +102,8 @@ def accumulate(layer: AnyLayer, x: Value, weight: Tensor, symmetric: bool) -> Te
     Args:
         layer: Its geometry counts.
         x: What it reads, in mode ``"integer"``.
-        weight: Integers, shifted, as fp32.
-        symmetric: Whether the weights have no zero-points, so that int8 holds them.
+        weight: Integers, shifted, as fp32; float64 where groups of inputs have multipliers, which are in them.
+        symmetric: Whether the weights have no zero-points and no multipliers, so that int8 holds them.
     """
     assert x.grid is not None
     geometry = geometry_of(layer, x.data)
@@ -86,7 +111,13 @@ def accumulate(layer: AnyLayer, x: Value, weight: Tensor, symmetric: bool) -> Te
         sums = products.accumulate(x.data, x.grid.zero_point, weight, geometry)
         if sums is not None:
             return sums
-    kind = torch.float64 if is_wide(x, weight) else torch.float32
+    kind = weight.dtype
+    if kind != torch.float64 and is_wide(x, weight):
+        groups = 1 if geometry is None else int(geometry["groups"])
+        parts = wide.count_parts(weight, x.grid.reach(), groups) if weight.device.type == "cpu" else None
+        if parts is not None:
+            return wide.sum_in_parts(x.centred(), weight, parts, geometry)
+        kind = torch.float64
     centred, weight = x.centred().to(kind), weight.to(kind)
     if geometry is None:
         return products.linear(centred, weight)

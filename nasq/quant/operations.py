@@ -13,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = [
-    "KINDS", "STAYS", "Add", "AvgPool", "Clip", "Concat", "Constant", "Conv", "Input", "LayerNorm", "Linear", "MatMul",
-    "MaxPool", "Mul", "Op", "Pad", "Reshape", "Scale", "Slice", "Softmax", "Sub", "Table", "Tensor", "Transpose", "Upsample",
+    "GROUP_UNIT", "KINDS", "STAYS", "Add", "AvgPool", "Clip", "Concat", "Constant", "Conv", "Input", "LayerNorm", "Linear",
+    "MatMul", "MaxPool", "Mul", "Op", "Pad", "Reshape", "Scale", "Slice", "Softmax", "Sub", "Table", "Tensor", "Transpose",
+    "Upsample",
 ]  # fmt: skip
+
+GROUP_UNIT = 2.0**22
+"""The multiplier of a group whose step is the largest of its output; float64 holds its parts of sums below 2^31."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,11 @@ class Linear(Op):
         weight_scale: fp32 ``[out]``, positive: the real value of one unit of the *shifted* weight (BN included).
         bias: int32 ``[out]`` in units of ``input scale * weight_scale``.
         wide: Whether the accumulator may pass 2^24, so that an fp32 simulation must accumulate in float64.
-        weight_zero: int8 ``[out]``, zero-points within the range of ``weight_bits``; ``None``: all are 0 (symmetric).
+        weight_zero: int8 ``[out]`` (with groups ``[out, groups]``), zero-points within the range of ``weight_bits``;
+            ``None``: all are 0 (symmetric).
+        multipliers: int32 ``[out, groups]`` in ``1..2^22``: a weight of the group counts ``multiplier * 2^-22`` units;
+            ``None``: there is one group, of multiplier ``2^22``. Not for convolutions; a layer that has them is wide.
+        sizes: Inputs of every group, neighbours in order; empty without groups.
     """
 
     kind = "linear"
@@ -81,13 +89,25 @@ class Linear(Op):
     bias: NDArray[np.int32]
     wide: bool
     weight_zero: NDArray[np.int8] | None = field(default=None, kw_only=True)
+    multipliers: NDArray[np.int32] | None = field(default=None, kw_only=True)
+    sizes: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def used(self) -> NDArray[np.int64]:
         """The weights that are multiplied: ``(weight - weight_zero) << shift``."""
         column = (-1, *[1] * (self.weight.ndim - 1))
-        zero = 0 if self.weight_zero is None else self.weight_zero.astype(np.int64).reshape(column)
+        zero: NDArray[np.int64] | int = 0
+        if self.weight_zero is not None:
+            zero = self.weight_zero.astype(np.int64)
+            zero = zero.reshape(column) if zero.ndim == 1 else np.repeat(zero, self.sizes, axis=1)
         return (self.weight.astype(np.int64) - zero) << self.shift.astype(np.int64).reshape(column)
+
+    @property
+    def summed(self) -> NDArray[np.float64]:
+        """:attr:`used` in units of ``weight_scale``: times the multipliers of groups; exact, as multiples of ``2^-22``."""
+        if self.multipliers is None:
+            return self.used.astype(np.float64)
+        return np.asarray(self.used * np.repeat(self.multipliers / GROUP_UNIT, self.sizes, axis=1), np.float64)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import nn
 
 from nasq.elastic.graph import Node
 from nasq.errors import InputError, TargetError
+from nasq.quant.input_groups import group_size
 from nasq.quant.pinning import Nodes, Pinned
 from nasq.quant.quantizers import WeightQuantizer
 from nasq.space import Choice
@@ -118,6 +119,39 @@ class Plan:
             return wanted
         return cast("Sequence[str]", wanted.options if isinstance(wanted, Choice) else wanted)[:1]
 
+    def grains(self, path: str, linear: bool) -> Kinds:
+        """The granularities of a layer's weight: groups of inputs are for linear layers alone.
+
+        Raises:
+            InputError: No other granularity is left for a convolution; names it.
+        """
+        if linear:
+            return self.kinds(self.granularity, path)
+        every = self.granularity.options if isinstance(self.granularity, Choice) else self.granularity
+        groups = [str(option) for option in every if group_size(option) is not None]
+        left = tuple(str(option) for option in every if group_size(option) is None)
+        if not groups:
+            return self.kinds(self.granularity, path)
+        if isinstance(self.granularity, Choice):
+            raise InputError(
+                f"the choice {self.granularity.name!r} ties the granularity of all layers and has the option {groups[0]!r}, "
+                f"which the convolution {path!r} cannot take: groups of inputs are for linear layers. Give options instead "
+                f"of a choice, and 'channel' or 'tensor' among them."
+            )
+        if not left:
+            raise InputError(
+                f"weight_granularity is {groups}, and the layer {path!r} is a convolution: groups of inputs are for linear "
+                f"layers. Give 'channel' or 'tensor' as well; convolutions then take these alone."
+            )
+        self._told(groups)
+        return left if self.chosen(path) else left[:1]
+
+    def _told(self, groups: Sequence[str]) -> None:
+        """Lists the groups among what was removed, once."""
+        reason = "groups of inputs are for linear layers, and convolutions keep the other options"
+        gone = [Removal("weight_granularity", group, reason, "a convolution") for group in groups]
+        self.removed.extend(removal for removal in gone if removal not in self.removed)
+
     def chosen(self, path: str) -> bool:
         """Whether what is at ``path`` has choices."""
         self.paths.add(path)
@@ -162,7 +196,8 @@ class Plan:
         gone = self.target.allow(feature, choice.options)[1]
         if gone:
             raise InputError(
-                f"the choice {choice.name!r} has an option that target {self.target.name!r} refuses: {gone[0]}"
+                f"the choice {choice.name!r} has an option that target {self.target.name!r} refuses: {gone[0]} "
+                "Take it out of the choice, or choose another target."
             )
 
     def _allowed_bits(self, feature: str, bits: Bits) -> Bits:

@@ -7,9 +7,9 @@ where signed. There is no gap between values; each channel starts at a byte, and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -102,18 +102,25 @@ def unpack(
 
 
 def _from_bytes(rows: NDArray[np.uint8], bits: int, signed: bool) -> NDArray[np.uint8]:
-    """The values in rows of bytes, those of the padding behind the last one included; whole ones in every byte."""
-    found: NDArray[np.uint8] = np.take(_table(bits, signed), rows).view(np.uint8).reshape(len(rows), -1)
-    return found
+    """The values in rows of bytes, those of the padding behind the last one included; whole ones in every byte.
+
+    Each byte becomes a word with a byte per value: its halves move apart, then the halves of these.
+    """
+    kind, moves = _SPREAD[bits]
+    words = rows.astype(kind)
+    for distance, mask in moves:
+        words |= words << kind(distance)
+        words &= kind(mask)
+    found = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(len(rows), -1)
+    return _extended(found, bits) if signed else found
 
 
-@cache
-def _table(bits: int, signed: bool) -> NDArray[np.unsignedinteger]:
-    """The ``8 / bits`` values in every byte as one number, the first value its lowest byte."""
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    parts = (np.arange(256, dtype=np.uint8)[:, None] >> shifts) & np.uint8((1 << bits) - 1)
-    table: NDArray[np.unsignedinteger] = (_extended(parts, bits) if signed else parts).view(f"<u{len(shifts)}")[:, 0]
-    return table
+_SPREAD: Mapping[int, tuple[Any, tuple[tuple[int, int], ...]]] = {
+    1: (np.uint64, ((28, 0x0000000F0000000F), (14, 0x0003000300030003), (7, 0x0101010101010101))),
+    2: (np.uint32, ((12, 0x000F000F), (6, 0x03030303))),
+    4: (np.uint16, ((4, 0x0F0F),)),
+    8: (np.uint8, ()),
+}
 
 
 def _from_words(rows: NDArray[np.uint8], bits: int, signed: bool) -> NDArray[np.uint8]:
@@ -130,9 +137,13 @@ def _from_words(rows: NDArray[np.uint8], bits: int, signed: bool) -> NDArray[np.
 
 
 def _extended(values: NDArray[np.uint8], bits: int) -> NDArray[np.uint8]:
-    """Two's complements of ``bits`` bits as those of eight: the sign bit is copied upwards."""
-    unused = np.uint8(8 - bits)
-    return np.asarray((values << unused).view(np.int8) >> unused.view(np.int8)).view(np.uint8)
+    """Two's complements of ``bits`` bits as those of eight: the sign bit is copied upwards (modulo 256)."""
+    if bits == 8:
+        return values
+    half = np.uint8(1 << (bits - 1))
+    values ^= half
+    values -= half
+    return values
 
 
 def _check_range(values: NDArray[np.integer], bits: int, signed: bool) -> None:

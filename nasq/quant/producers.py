@@ -172,14 +172,18 @@ class LayerProducer(Producer):
         return y
 
     def _fake(self, x: Value) -> Tensor:
-        form = self.weight_quantizer.form()
-        weight = form.fake(layers.weight_of(self.layer, x.data), layers.norm_sign(self.norm))
-        bias = layers.bias_of(self.layer)
+        form, bias, part = self.weight_quantizer.form(), layers.bias_of(self.layer), layers.slices_of(self.layer)
+        weight = layers.weight_of(self.layer, x.data)
+        inputs = weight.shape[1]
+        before = layers.affine(self.norm, bias, weight.shape[0], x.data)[0] if form.power_of_two else None
+        weight = form.fake(weight, layers.norm_sign(self.norm), before, part)
         if self.norm is not None and self.norm.training:
             return layers.normalise(self.norm, layers.apply(self.layer, x.data, weight, bias))
         # Without live statistics the bias is what the file holds: rounded to its grid, straight-through.
         slope, offset = layers.affine(self.norm, bias, weight.shape[0], x.data)
-        offset, alive = self._rounded(offset, slope, form, x)
+        with torch.no_grad():
+            step = form.step(len(weight), slope, inputs, part)
+        offset, alive = self._rounded(offset, slope, step, x)
         weight = weight * alive.to(weight.dtype).reshape(-1, *[1] * (weight.ndim - 1))
         y = layers.apply(self.layer, x.data, weight, None)
         shape = layers.along_channels(self.layer, y.ndim)
@@ -187,15 +191,15 @@ class LayerProducer(Producer):
             return y + offset.to(y.dtype).reshape(shape)
         return y * slope.to(y.dtype).reshape(shape) + offset.to(y.dtype).reshape(shape)
 
-    def _rounded(self, offset: Tensor, slope: Tensor, form: WeightForm, x: Value) -> tuple[Tensor, Tensor]:
+    def _rounded(self, offset: Tensor, slope: Tensor, step: Tensor, x: Value) -> tuple[Tensor, Tensor]:
         """The offset as the file holds it, and 1 where it leaves the channel its weights, 0 where it is constant."""
         assert x.grid is not None
-        channels = len(offset)
-        grid = self.output_grid()
+        form, grid = self.weight_quantizer.form(), self.output_grid()
         with torch.no_grad():
-            ones = torch.ones(channels, 1, device=offset.device)
-            step = form.step(channels).detach()
-            found = arithmetic.integer_layer(ones, step, form.bits, slope, offset, x.grid.step, grid.step)
+            ones = torch.ones(len(offset), 1, device=offset.device)
+            found = arithmetic.integer_layer(
+                ones, step, form.bits, slope, offset, x.grid.step, grid.step, form.power_of_two
+            )
             unit = (x.grid.step * found.scale).double()
             rounded = found.bias.double() * unit
         return offset + (rounded - offset).detach(), found.weight.flatten()
@@ -203,14 +207,16 @@ class LayerProducer(Producer):
     def integers(self, x: Value, grid: Grid) -> arithmetic.IntegerLayer:
         """The integer weights, scales and biases of the active form."""
         assert x.grid is not None
-        form = self.weight_quantizer.form()
+        form, part = self.weight_quantizer.form(), layers.slices_of(self.layer)
         weight = layers.weight_of(self.layer, x.data)
         slope, offset = layers.affine(self.norm, layers.bias_of(self.layer), weight.shape[0], weight)
-        sign = torch.where(slope < 0, -1.0, 1.0).float()
+        size, sign = (len(weight), slope, weight.shape[1]), torch.where(slope < 0, -1.0, 1.0).float()
         made = arithmetic.integer_layer(
-            form.integers(weight, sign), form.step(len(weight)), form.bits, slope, offset, x.grid.step, grid.step
-        )
-        return replace(made, zero=form.zeros(sign))
+            form.integers(weight, sign, slope, part), form.step(*size, part), form.bits, slope, offset, x.grid.step,
+            grid.step, form.power_of_two,
+        )  # fmt: skip
+        multipliers, sizes = form.multipliers(*size, part)
+        return replace(made, zero=form.zeros(sign, weight.shape[1], part), multipliers=multipliers, sizes=sizes)
 
     def _integer(self, x: Value, shortcut: Value | None) -> Value:
         assert x.grid is not None
@@ -221,14 +227,16 @@ class LayerProducer(Producer):
             assert shortcut.grid is not None
             inputs, beside = (x, shortcut), (shortcut.centred(), shortcut.grid.step)
         found = self.integers(x, grid)
-        accumulator = layers.accumulate(self.layer, x, found.shifted, found.zero is None)
+        plain = found.zero is None and found.multipliers is None
+        accumulator = layers.accumulate(self.layer, x, found.summed, plain)
         along = layers.along_channels(self.layer, accumulator.ndim)
         integers = arithmetic.requantize(
             accumulator, found, x.grid.step, grid.step, grid.zero_point, grid.low, grid.high, along, beside
         )
         if x.recorder is None:
             return x.on(integers, grid)
-        return self._record(inputs, integers, grid, found, layers.is_wide(x, found.shifted))
+        wide = found.multipliers is not None or layers.is_wide(x, found.shifted)
+        return self._record(inputs, integers, grid, found, wide)
 
     def _record(
         self, inputs: tuple[Value, ...], integers: Tensor, grid: Grid, found: arithmetic.IntegerLayer, wide: bool
@@ -236,7 +244,9 @@ class LayerProducer(Producer):
         x = inputs[0]
         weight, zero = found.weight, None
         if found.zero is not None:
-            weight = weight + found.zero.reshape(-1, *[1] * (weight.ndim - 1))
+            by_group = found.multipliers is not None
+            spread = arithmetic.spread_groups(found.zero, found.sizes) if by_group else found.zero
+            weight = weight + (spread if by_group else spread.reshape(-1, *[1] * (weight.ndim - 1)))
             zero = found.zero.cpu().numpy().astype(np.int8)
         fields: dict[str, Any] = {
             "weight": weight.cpu().numpy().astype(np.int8),
@@ -247,6 +257,8 @@ class LayerProducer(Producer):
             "bias": found.bias.cpu().numpy().astype(np.int32),
             "wide": wide,
         }
+        if found.multipliers is not None:
+            fields |= {"multipliers": found.multipliers.cpu().numpy().astype(np.int32), "sizes": found.sizes}
         geometry = layers.geometry_of(self.layer, x.data)
         if geometry is None:
             return self.record(x, integers, grid, program.Linear, inputs, self.path, **fields)

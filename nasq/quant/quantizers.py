@@ -7,12 +7,14 @@ decision with a single option is no choice.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import nn
 
 from nasq.elastic.base import ElasticModule
 from nasq.quant.forms import ActivationForm, WeightForm
+from nasq.quant.input_groups import InputGroups, Slices, group_size
+from nasq.quant.layers import AnyLayer, slices_of
 from nasq.space import Choice, Option
 
 __all__ = ["ActivationQuantizer", "WeightQuantizer"]
@@ -54,9 +56,14 @@ class WeightQuantizer(_Quantizer):
         path: Path of the layer; names the choices ``<path>.weight_bits``, ``.weight_granularity``, ``.weight_symmetry``.
         channels: Output channels of the layer's largest form.
         bits: Options in 2..8, ascending, or a choice of yours.
-        granularity: Options among ``"tensor"`` and ``"channel"``.
+        granularity: Options among ``"tensor"``, ``"channel"`` and, for linear layers, ``"group<g>"``: a step for each ``g``
+            neighbouring inputs of an output, as ``"group32"``.
         symmetry: Options among ``"symmetric"`` and ``"asymmetric"``, or a choice of yours; so may granularity.
         released: How gradients of per-channel steps are scaled, see :class:`~nasq.quant.forms.WeightForm`.
+        inputs: Input features of the largest form; only groups need them.
+
+    Attributes:
+        layer: The layer whose weight it is, if it may use other channels than the first ones.
     """
 
     def __init__(
@@ -67,16 +74,18 @@ class WeightQuantizer(_Quantizer):
         granularity: Sequence[str] | Choice,
         symmetry: Sequence[str] | Choice,
         released: bool = False,
+        inputs: int | None = None,
     ) -> None:
         super().__init__()
+        self.layer: Any = None
         all_bits = self.decide("bits", f"{path}.weight_bits", bits, ordered=True)
         grains = self.decide("granularity", f"{path}.weight_granularity", granularity, ordered=False)
         symmetries = self.decide("symmetry", f"{path}.weight_symmetry", symmetry, ordered=False)
         for grain in grains:
             for kind in symmetries:
                 for width in all_bits:
-                    steps = channels if grain == "channel" else None
-                    form = WeightForm(steps, cast(int, width), kind == "symmetric", released)
+                    steps = None if grain == "tensor" else channels
+                    form = WeightForm(steps, cast(int, width), kind == "symmetric", released, _groups(grain, inputs))
                     self.forms[f"{grain}_{kind}_{width}"] = form
 
     def form(self) -> WeightForm:
@@ -84,10 +93,26 @@ class WeightQuantizer(_Quantizer):
         key = f"{self.decided('granularity')}_{self.decided('symmetry')}_{self.decided('bits')}"
         return cast(WeightForm, self.forms[key])
 
+    def belongs_to(self, layer: AnyLayer) -> None:
+        """Remembers the layer, by reference only: it lives where the network put it."""
+        object.__setattr__(self, "layer", layer)
+
+    def part(self) -> Slices | None:
+        """Which channels of the whole weight are active, where they are not the first ones."""
+        return None if self.layer is None else slices_of(self.layer)
+
     def extract(self, recurse: Callable[[nn.Module], nn.Module]) -> nn.Module:
         """A copy of the active form; the extracted layer slices it to its own channels."""
         form = self.form()
-        return form.sliced(form.log_step.shape[0] if form.log_step.ndim else 0)
+        return form.sliced(form.log_step.shape[0] if form.log_step.ndim else 0, self.part())
+
+
+def _groups(granularity: Option, inputs: int | None) -> InputGroups | None:
+    size = group_size(granularity)
+    if size is None:
+        return None
+    assert inputs is not None, "groups of inputs are for linear layers"
+    return InputGroups.of(size, inputs)
 
 
 class ActivationQuantizer(_Quantizer):

@@ -79,7 +79,7 @@ class SoftmaxProducer(Producer):
         table = torch.round(whole * torch.exp(-step * torch.arange(256, dtype=torch.float64))).float().to(x.data.device)
         seen = self._seen(x.data) if self.causal else torch.ones((), device=x.data.device)
         q = x.data * seen
-        weights = table[(q.amax(-1, keepdim=True) - q).long()] * seen
+        weights = arithmetic.look_up(table, q.amax(-1, keepdim=True) - q) * seen
         share = weights / weights.sum(-1, keepdim=True)
         integers = arithmetic.to_integers(share, grid.step, grid.zero_point, grid.low, grid.high)
         if x.recorder is None:

@@ -43,6 +43,11 @@ class Grid:
     high: int
     bits: int
 
+    def reach(self) -> int:
+        """The largest size of its integers minus the zero-point."""
+        zero = self.fixed()[1]
+        return max(abs(self.low - zero), abs(self.high - zero))
+
     def fixed(self) -> tuple[float, int]:
         """Step and zero-point as plain numbers."""
         zero = self.zero_point

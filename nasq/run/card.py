@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import Any
 
+from nasq.deploy.engines import ENGINES
 from nasq.deploy.parity import ParityReport
 from nasq.run.assemble import Workshop
 from nasq.space import Subnet
@@ -118,13 +119,15 @@ def with_latency(text: str, report: Mapping[str, Any]) -> str:
         f"| {row['p95']:.3f} |"
         for row in report["rows"]
     )
+    used = [name for name in ENGINES if any(row["candidate"].startswith(f"{name} ") for row in report["rows"])]
+    runtimes = ", ".join(f"{name} {where['versions'].get(name, '?')}" for name in used)
     begin = text.partition(f"\n{LATENCY}\n")[0].rstrip("\n")
     return f"""{begin}
 
 {LATENCY}
 
 On {where["cpu"]} ({where["cores"]} cores), {where["threads"]} thread(s), {where["system"]},
-onnxruntime {where["versions"].get("onnxruntime", "?")}:
+{runtimes}; energy {where.get("energy", "not measured")}:
 
 | candidate | batch | median ms (95 % interval) | p95 ms |
 |---|---|---|---|

@@ -8,6 +8,7 @@ from typing import Any
 
 from nasq.deploy import bundle
 from nasq.deploy.bench import environment
+from nasq.deploy.engines import ENGINES
 from nasq.files import read_json, write_text
 from nasq.quant.program import Conv, Linear, Program
 from nasq.report import (
@@ -35,6 +36,9 @@ from nasq.search.cascade import spent
 
 __all__ = ["collect", "facts", "report"]
 
+_FILES = {f"{name} int8": name for name in ENGINES}
+"""The rows of a benchmark that are the bundle's own file, and the runtime of each."""
+
 
 def _json(path: Path) -> Any:
     return read_json(path) if path.exists() else None
@@ -55,8 +59,9 @@ def facts(run: RunDirectory) -> dict[str, Any]:
     timed = _json(run.path / "bench.json")
     if timed is not None:
         for row in timed["rows"]:
-            if row["candidate"] == "onnxruntime int8" and row["batch"] == min(r["batch"] for r in timed["rows"]):
+            if row["candidate"] in _FILES and row["batch"] == min(r["batch"] for r in timed["rows"]):
                 found.update(latency_ms=row["median"], latency_batch=row["batch"])
+                found["latency_runtime"] = _FILES[row["candidate"]]
         found["sizes"] = timed["sizes"]
     return found
 
@@ -76,7 +81,8 @@ def _cards(found: Mapping[str, Any]) -> list[Fact]:
             Fact("ONNX file", f"{found['onnx_bytes'] / 1000:,.1f} kB", "model.onnx"),
         ]
     if "latency_ms" in found:
-        cards.append(Fact("Latency", f"{found['latency_ms']:.3f} ms", f"onnxruntime, batch {found['latency_batch']}"))
+        where = f"{found['latency_runtime']}, batch {found['latency_batch']}"
+        cards.append(Fact("Latency", f"{found['latency_ms']:.3f} ms", where))
     return cards
 
 
@@ -146,14 +152,10 @@ def _training(events: Sequence[Mapping[str, Any]]) -> Training | None:
 def _bench(found: Mapping[str, Any] | None) -> list[BenchRow] | None:
     if found is None:
         return None
-    sizes = {"onnxruntime int8": "model.onnx", "onnxruntime fp32": "fp32 model.onnx"}
+    sizes = dict.fromkeys(_FILES, "model.onnx") | {f"{name} fp32": "fp32 model.onnx" for name in ENGINES}
     rows = []
     for row in found["rows"]:
-        model, runtime = (
-            ("best subnet", "onnxruntime int8")
-            if row["candidate"].endswith("int8")
-            else ("same in fp32", row["candidate"])
-        )
+        model, runtime = "best subnet" if row["candidate"] in _FILES else "same in fp32", row["candidate"]
         size = found["sizes"].get(sizes.get(row["candidate"], ""))
         rows.append(
             BenchRow(

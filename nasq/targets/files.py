@@ -23,7 +23,8 @@ _TEXTS: Mapping[str, tuple[str, ...] | None] = {
     "add": ("both", "one"),
     "container": ("uint8", "int8"),
 }
-_LISTS: Mapping[str, tuple[str, ...] | None] = {**FEATURES, "operators": OPERATORS}
+_GRAINS = (*(FEATURES["weight_granularity"] or ()), "group")  # groups of any size
+_LISTS: Mapping[str, tuple[str, ...] | None] = {**FEATURES, "operators": OPERATORS, "weight_granularity": _GRAINS}
 _EXECUTION = "execution"  # among what is refused: why nasq does not run the target at all
 _SWITCHES = ("exact", "packed", "executes")
 _OPTIONAL = ("session", "slow", "refused", "evidence", *_SWITCHES)
@@ -120,9 +121,7 @@ def _check_refused(what: str, name: str) -> None:
     feature, _, option = name.partition(":")
     if feature not in FEATURES:
         raise choose_from(f"feature of {what}:", feature, FEATURES)
-    known = FEATURES[feature] or tuple(map(str, range(1, MOST_BITS + 1)))
-    if feature == "weight_granularity":
-        known = (*known, "group")  # of any size
+    known = _LISTS[feature] or tuple(map(str, range(1, MOST_BITS + 1)))
     if option and option not in known:
         raise choose_from(f"option of {feature!r} of {what}:", option, known)
 

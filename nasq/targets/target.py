@@ -18,7 +18,7 @@ OPERATORS = (
     "conv", "linear", "add", "avg_pool", "max_pool", "reshape", "clip", "concat", "slice", "pad", "transpose", "upsample",
     "scale", "table", "constant", "mul", "sub", "matmul", "softmax", "layer_norm",
 )  # fmt: skip
-_GROUP = re.compile("group[1-9][0-9]*")  # step sizes for so many neighbouring inputs of an output
+_GROUP = re.compile("group[1-9][0-9]*")  # a scale for so many neighbouring inputs of an output
 MOST_BITS = 16  # what may be asked for
 CONTAINER_BITS = 8  # what the containers of any target hold
 
@@ -69,7 +69,8 @@ class Target:
         description: One sentence.
         runtime: What runs the exported file: one of :data:`RUNTIMES`; ``"reference"`` is nasq's own integers.
         weight_bits, activation_bits: Allowed bit-widths, ascending.
-        weight_granularity: What may share one weight scale: ``"tensor"``, ``"channel"``.
+        weight_granularity: What may share one weight scale: ``"tensor"``, ``"channel"``, ``"group"`` (of inputs of an output
+            of a linear layer, of any size: options are called ``"group32"``).
         weight_symmetry, activation_symmetry: ``"symmetric"``, ``"asymmetric"`` (a zero-point other than the middle).
         add: Where a sum is rounded: ``"both"`` inputs are quantized, or ``"one"`` (the shortcut alone).
         container: Type that holds activations in the file: ``"uint8"``.
@@ -122,11 +123,11 @@ class Target:
             raise choose_from("feature of a target", feature, FEATURES)
         wanted = _wanted(feature, options)
         allowed: tuple[int | str, ...] = getattr(self, feature)
-        kept = tuple(option for option in wanted if option in allowed)
+        kept = tuple(option for option in wanted if _listed(option) in allowed)
         removed = [
             Removal(feature, option, self._reason(feature, option), self.name)
             for option in wanted
-            if option not in allowed
+            if _listed(option) not in allowed
         ]
         if not kept:
             reasons = "; ".join(dict.fromkeys(removal.reason for removal in removed))
@@ -182,8 +183,7 @@ class Target:
         return ""
 
     def _reason(self, feature: str, option: int | str) -> str:
-        if _GROUP.fullmatch(str(option)):
-            option = "group"
+        option = _listed(option)
         fallback = f"the target lists only {', '.join(map(str, getattr(self, feature)))}"
         return self.refused.get(f"{feature}:{option}") or self.refused.get(feature) or fallback
 
@@ -205,12 +205,17 @@ def _bits(feature: str, option: object) -> int:
 
 
 def _named(feature: str, option: object, known: tuple[str, ...]) -> str:
-    # Groups of inputs may be asked for; no target has a kernel for them, and each says why.
     if feature == "weight_granularity" and isinstance(option, str) and _GROUP.fullmatch(option):
         return option
     if not isinstance(option, str) or option not in known:
-        raise choose_from(feature.replace("_", " "), str(option), known)
+        hint = "Groups of inputs are called by their size: 'group32'." if feature == "weight_granularity" else ""
+        raise choose_from(feature.replace("_", " "), str(option), known, hint)
     return option
+
+
+def _listed(option: int | str) -> int | str:
+    """What a target's lists call an option: groups of inputs of any size are one entry."""
+    return "group" if _GROUP.fullmatch(str(option)) else option
 
 
 def _spoken(feature: str, options: list[int | str]) -> str:
@@ -219,5 +224,6 @@ def _spoken(feature: str, options: list[int | str]) -> str:
     if aspect == "bits":
         return f"{' and '.join(f'{option}-bit' for option in options)} {subject}s"
     if aspect == "granularity":
-        return f"{subject} scales per {' and per '.join(map(str, options))}"
+        names = (re.sub(r"^group(\d+)$", r"group of \1 inputs", str(option)) for option in options)
+        return f"{subject} scales per {' and per '.join(names)}"
     return f"{' and '.join(map(str, options))} {subject}s"

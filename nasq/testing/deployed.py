@@ -42,9 +42,11 @@ def quantized(subject: Subject) -> str:
 
 
 def _stored(op: p.Linear) -> int:
-    """Bytes of packed weights, each output channel from a byte on, and an fp32 scale and an int32 bias per channel."""
+    """Bytes of packed weights, each output channel from a byte on, an fp32 scale and an int32 bias per channel, and an int32
+    multiplier per group of inputs.
+    """
     rows = op.weight.shape[0]
-    return int(rows * (-(-op.weight_bits * prod(op.weight.shape[1:]) // 8) + 8))
+    return int(rows * (-(-op.weight_bits * prod(op.weight.shape[1:]) // 8) + 8 + 4 * len(op.sizes)))
 
 
 def exported(subject: Subject) -> str:

@@ -6,6 +6,7 @@ if ! python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; the
     echo "there is no CUDA device, or torch was installed without CUDA: nothing was run" >&2
     exit 2
 fi
+export NASQ_CUDA_KERNELS=1 # off by default in training and evaluation, until this script has passed
 out="${1:-docs/results/cuda-$(date -u +%F)}"
 mkdir -p "$out"
 failed=0

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import sys
 import tempfile
 import traceback
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 
 import nasq
 from nasq import plugins
+from nasq.cuda.support import SWITCH
 from nasq.deploy.bench import environment
 from nasq.files import write_json
 
@@ -353,6 +355,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="*", default=[], metavar="CHECK")
     options = parser.parse_args()
+    os.environ[SWITCH] = "1"
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("there is no CUDA device: nothing was checked", file=sys.stderr)

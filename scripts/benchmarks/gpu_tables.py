@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -28,6 +29,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import nasq
+from nasq.cuda.support import SWITCH
 from nasq.deploy.bench import environment
 from nasq.files import write_json
 
@@ -368,6 +370,7 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=list(TABLES), default=[])
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    os.environ[SWITCH] = "1"
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("there is no CUDA device: nothing was timed", file=sys.stderr)

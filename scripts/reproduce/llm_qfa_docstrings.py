@@ -5,11 +5,13 @@ weights of 2, 3 and 4 bits (GPTQ) with adapters, which are trained
 
 * ``own, balanced``: an adapter per bit-width, subnets of the triangular scheduler (LLM-QFA);
 * ``own, uniform``: the same with every layer's bits drawn alone;
-* ``shared, balanced``: one adapter for all bit-widths of a layer (the paper's ablation);
+* ``shared, balanced`` and ``shared, uniform``: one adapter for all bit-widths of a layer (the paper's ablation);
 
-for equally many steps. Test loss in bits per byte; the search is on validation, under an average of 2.5 bits.
+for equally many steps. Test loss in bits per byte, of uniform bits and of mixed ones: random subnets around each budget of
+average bits, and the best that a search on validation finds under it.
 
-Usage: ``python -m scripts.reproduce.llm_qfa_docstrings --out docs/results/FILE.md [--seeds 0 1] [--steps 1200 400]``.
+Usage: ``python -m scripts.reproduce.llm_qfa_docstrings --out docs/results/FILE.md --state DIR [--seeds 0 1] [--steps 1200
+400]``. What is done is kept in ``DIR``: the same command goes on where it was killed.
 """
 
 from __future__ import annotations
@@ -19,30 +21,38 @@ import math
 import platform
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from nasq.search_spaces.causal_lm import CausalLM, causal_lm
+from numpy.typing import NDArray
+from safetensors import torch as safetensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nasq import Supernet
 from nasq.data.text import Text, docstrings
-from nasq.deploy.bench import environment
-from nasq.files import write_text
+from nasq.deploy.timing import environment
+from nasq.files import read_json, write_bytes, write_json, write_text
 from nasq.quant.adapters import adapter_parameters, bits_of, separate_bits
 from nasq.search.shrinking import shrinking_search
 from nasq.space import Subnet
 from nasq.training import Balanced, PathSampler, Uniform, stream
 
 BITS = (2, 3, 4)
-BUDGET = 2.5
+BUDGETS = (2.5, 3.0, 3.5)
 CONTEXT, BATCH = 64, 16
 EVALUATED = 2  # batches of 64 pieces
-ROWS = ("rounded to nearest", "GPTQ", "own, uniform", "own, balanced", "shared, balanced")
+RANDOM = 6  # subnets around a budget
+ROWS = ("rounded to nearest", "GPTQ", "own, uniform", "own, balanced", "shared, uniform", "shared, balanced")
+COLUMNS = (
+    *(f"{bits} bits" for bits in BITS),
+    *(f"random {budget}" for budget in BUDGETS),
+    *(f"searched {budget}" for budget in BUDGETS),
+)
 
 
 @dataclass(frozen=True)
@@ -134,83 +144,135 @@ def trained(network: CausalLM, text: Text, setting: Setting, row: str) -> Supern
     return supernet
 
 
-def searched(supernet: Supernet, text: Text, setting: Setting) -> tuple[Subnet, float]:
-    """The best subnet of at most ``BUDGET`` average bits on validation, and its bits per byte on test."""
+def scored(supernet: Supernet, text: Text) -> Callable[[Subnet], float]:
+    """Validation bits per byte, negative; each subnet is evaluated once."""
+    known: dict[Subnet, float] = {}
 
     def score(subnet: Subnet) -> float:
-        with supernet.activate(subnet):
-            return -bits_per_byte(supernet.module, text, "validation")
+        if subnet not in known:
+            with supernet.activate(subnet):
+                known[subnet] = -bits_per_byte(supernet.module, text, "validation")
+        return known[subnet]
 
-    def feasible(rows: np.ndarray) -> np.ndarray:
-        return bits_of(supernet.module, supernet.space, rows) <= BUDGET + 1e-9
+    return score
 
-    found = shrinking_search(supernet.space, score, feasible, stream(setting.seed, "search"), first=24, second=12)
-    with supernet.activate(found.subnet):
-        return found.subnet, bits_per_byte(supernet.module, text, "test")
+
+def searched(supernet: Supernet, text: Text, setting: Setting) -> Iterator[float]:
+    """Of each budget: test bits per byte of the best subnet within it on validation."""
+    score = scored(supernet, text)
+    for budget in BUDGETS:
+
+        def feasible(rows: NDArray[np.int16], most: float = budget) -> NDArray[np.bool_]:
+            return bits_of(supernet.module, supernet.space, rows) <= most + 1e-9
+
+        # One stream: the first stage is the same for every budget.
+        found = shrinking_search(supernet.space, score, feasible, stream(setting.seed, "search"), first=24, second=12)
+        with supernet.activate(found.subnet):
+            yield bits_per_byte(supernet.module, text, "test")
+
+
+def around(supernet: Supernet, text: Text, setting: Setting) -> Iterator[float]:
+    """Of each budget: mean test bits per byte of random subnets around it."""
+    rows = Balanced(supernet.space, stream(setting.seed, "random")).spread(4000)
+    averages = bits_of(supernet.module, supernet.space, rows)
+    for budget in BUDGETS:
+        found = []
+        for subnet in supernet.space.to_subnets(rows[np.abs(averages - budget) < 0.05][:RANDOM]):
+            with supernet.activate(subnet):
+                found.append(bits_per_byte(supernet.module, text, "test"))
+        yield float(np.mean(found))
 
 
 def row_of(supernet: Supernet, text: Text, setting: Setting) -> list[float]:
-    """Test bits per byte at 2, 3 and 4 bits, of six random subnets around the budget (mean), and of the search's."""
+    """Test bits per byte, in the order of ``COLUMNS``."""
     found = []
     for bits in BITS:
         with supernet.activate(dict.fromkeys(supernet.space.names, bits)):
             found.append(bits_per_byte(supernet.module, text, "test"))
-    sampler = Balanced(supernet.space, stream(setting.seed, "random"))
-    rows = sampler.spread(2000)
-    near = rows[np.abs(bits_of(supernet.module, supernet.space, rows) - BUDGET) < 0.05][:6]
-    random = []
-    for subnet in supernet.space.to_subnets(near):
-        with supernet.activate(subnet):
-            random.append(bits_per_byte(supernet.module, text, "test"))
-    return [*found, float(np.mean(random)), searched(supernet, text, setting)[1]]
+    return [*found, *around(supernet, text, setting), *searched(supernet, text, setting)]
 
 
-def table(
-    results: dict[str, list[list[float]]], full: list[float], text: Text, setting: Setting, seeds: list[int]
-) -> str:
+class State:
+    """What is done of a setting, in a directory.
+
+    Args:
+        directory: Of all settings.
+        setting: Whose results these are.
+    """
+
+    def __init__(self, directory: Path, setting: Setting) -> None:
+        self.setting = setting
+        name = f"seed{setting.seed}-{setting.pretraining}-{setting.adapting}"
+        self.rows, self.weights = directory / f"{name}.json", directory / f"{name}.safetensors"
+        directory.mkdir(parents=True, exist_ok=True)
+        self.done: dict[str, list[float]] = read_json(self.rows) if self.rows.exists() else {}
+
+    def keep(self, row: str, values: Sequence[float]) -> None:
+        """Adds a row."""
+        self.done[row] = list(values)
+        write_json(self.rows, self.done)
+
+    def network(self, text: Text) -> CausalLM:
+        """The trained network; trained here, if it was not yet."""
+        if not self.weights.exists():
+            network = pretrained(text, self.setting)
+            write_bytes(self.weights, safetensors.save(network.state_dict()))
+        supernet = Supernet(causal_lm(context=CONTEXT))
+        found = supernet.extract(supernet.space.largest())
+        assert isinstance(found, CausalLM)
+        found.load_state_dict(safetensors.load(self.weights.read_bytes()))
+        return found
+
+
+def table(results: Mapping[int, Mapping[str, Sequence[float]]], text: Text, given: argparse.Namespace) -> str:
     """The results as a page."""
-    known = environment(torch.get_num_threads())
+    known, seeds = environment(torch.get_num_threads()), sorted(results)
+    steps = " ".join(map(str, given.steps))
+    full = np.mean([results[seed]["fp32"][0] for seed in seeds])
     lines = [
         "# LLM-QFA on docstrings", "",
-        f"`python -m scripts.reproduce.llm_qfa_docstrings --seeds {' '.join(map(str, seeds))} --steps {setting.pretraining} "
-        f"{setting.adapting}`", "",
-        f"{known['cpu']}, {torch.get_num_threads()} thread(s); Python {platform.python_version()}, ",
+        f"`python -m scripts.reproduce.llm_qfa_docstrings --seeds {' '.join(map(str, seeds))} --steps {steps}`", "",
+        f"{known['cpu']}, {torch.get_num_threads()} thread(s); Python {platform.python_version()}, "
         f"torch {torch.__version__}.",
-        f"Text {text.fingerprint}: {len(text.train):,} bytes of training. Test loss in bits per byte on ",
-        f"{EVALUATED * 64 * CONTEXT:,} bytes, mean over seeds {seeds}; the trained network in fp32: {np.mean(full):.3f}.", "",
-        "| | 2 bits | 3 bits | 4 bits | random at 2.5 | searched at 2.5 |", "|---|---|---|---|---|---|",
+        f"Text {text.fingerprint}: {len(text.train):,} bytes of training. Test loss in bits per byte on "
+        f"{EVALUATED * 64 * CONTEXT:,} bytes, mean over seeds {seeds}; the trained network in fp32: {full:.3f}.", "",
+        "| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|",
     ]  # fmt: skip
-    for row, values in results.items():
-        lines.append(f"| {row} | " + " | ".join(f"{value:.3f}" for value in np.mean(values, axis=0)) + " |")
-    if len(seeds) > 1:
-        spread = max(float(np.std(values, axis=0, ddof=1).max()) for values in results.values())
+    spread = 0.0
+    for row in ROWS:
+        values = np.array([results[seed][row] for seed in seeds if row in results[seed]])
+        if len(values):
+            lines.append(f"| {row} | " + " | ".join(f"{value:.3f}" for value in values.mean(0)) + " |")
+        if len(values) > 1:
+            spread = max(spread, float(values.std(axis=0, ddof=1).max()))
+    if spread:
         lines += ["", f"The largest standard deviation over seeds of any cell is {spread:.3f}."]
     return "\n".join([*lines, ""])
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Runs all rows and writes the page."""
+    """Runs all rows and writes the page after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--state", type=Path, required=True, help="directory for what is done")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--steps", type=int, nargs=2, default=[1200, 400], metavar=("PRETRAINING", "ADAPTING"))
     parser.add_argument("--threads", type=int, default=1)
     given = parser.parse_args(None if arguments is None else list(arguments))
     torch.set_num_threads(given.threads)
-    text = docstrings()
-    results: dict[str, list[list[float]]] = {row: [] for row in ROWS}
-    full = []
+    text, results = docstrings(), {}
     for seed in given.seeds:
-        setting, start = Setting(*given.steps, seed), time.perf_counter()
-        network = pretrained(text, setting)
-        full.append(bits_per_byte(network, text, "test"))
-        sys.stderr.write(f"seed {seed}: fp32 {full[-1]:.3f} bits per byte ({time.perf_counter() - start:.0f} s)\n")
+        state, start = State(given.state, Setting(*given.steps, seed)), time.perf_counter()
+        network = state.network(text)
+        if "fp32" not in state.done:
+            state.keep("fp32", [bits_per_byte(network, text, "test")])
         for row in ROWS:
-            results[row].append(row_of(trained(network, text, setting, row), text, setting))
-            found = " ".join(f"{value:.3f}" for value in results[row][-1])
+            if row not in state.done:
+                state.keep(row, row_of(trained(network, text, state.setting, row), text, state.setting))
+            found = " ".join(f"{value:.3f}" for value in state.done[row])
             sys.stderr.write(f"seed {seed}: {row}: {found} ({time.perf_counter() - start:.0f} s)\n")
-        done = {row: values for row, values in results.items() if values}
-        write_text(given.out, table(done, full, text, setting, given.seeds[: len(full)]))
+            results[seed] = state.done
+            write_text(given.out, table(results, text, given))
 
 
 if __name__ == "__main__":

@@ -74,12 +74,18 @@ def test_a_bundle_on_cuda_without_a_device_is_refused(tmp_path: Path, monkeypatc
 def test_reasons_against_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     cuda = torch.device("cuda", 0)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setenv(support.SWITCH, "1")
     assert support.why_not(torch.device("cpu")) == "the device is 'cpu', not 'cuda'" and not support.interpreting()
     for capability, reason in (((7, 5), "V100 has compute capability 7.5; the kernels need 8.0"), ((9, 0), "")):
         support._too_old.cache_clear()
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index, found=capability: found)
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "V100")
         assert support.why_not(cuda) == reason and support.usable(cuda) == (not reason)
+    for value in ("0", ""):  # they can run, and training and evaluation do not use them unless they are switched on
+        monkeypatch.setenv(support.SWITCH, value)
+        assert support.why_not(cuda) == "" and not support.usable(cuda)
+    monkeypatch.delenv(support.SWITCH)
+    assert not support.usable(cuda)
     support._too_old.cache_clear()
     monkeypatch.setattr(support, "_missing", lambda: "the package 'triton' is not installed (pip install triton)")
     assert "pip install triton" in support.why_not(cuda)

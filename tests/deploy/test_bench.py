@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from nasq.deploy import bundle, parity
+from nasq.deploy import bundle, energy, parity
 from nasq.deploy.bench import Timing, bench, bench_bundle, environment, median_interval
 from nasq.deploy.float_forms import CLOSE, export_form, torch_form
 from nasq.deploy.memory import growth_of_call, peak_of_file
@@ -186,6 +186,25 @@ def test_a_bundle_alone_is_timed_without_torch_models(directory: Path) -> None:
     assert plain["environment"]["session"]["session.force_spinning_stop"] == "1"
     assert len(plain["rows"][0]["samples"]) == 6
     assert list(report.table()[0]) == [key for key in plain["rows"][0] if key != "samples"]
+    read = report.environment["energy"]
+    assert (report.rows[0].energy_mj is None) == str(read).startswith("not readable: ")
+
+
+def test_energy_where_it_is_readable(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Meter:
+        name, ranges, used = "a meter", (None,), 0
+
+        def microjoules(self) -> list[int]:
+            self.used += 3_000_000
+            return [self.used]
+
+    monkeypatch.setattr(energy, "rapl", lambda: (Meter(), ""))
+    monkeypatch.setattr(energy, "SHORTEST", 1e-3)
+    report = bench_bundle(directory, images=random_input(PROGRAM, 2, 0), batch_sizes=(2,), warmup=0, repeats=6)
+    used = report.rows[0].energy_mj
+    assert report.environment["energy"] == "a meter" and used is not None
+    calls = 3000 / used  # millijoules of the block by those of a call
+    assert calls >= 1 and abs(calls - round(calls)) < 1e-6
 
 
 def test_candidates_that_compute_something_else_are_refused(directory: Path, tmp_path: Path) -> None:

@@ -56,16 +56,23 @@ def test_every_operation_is_loaded(tmp_path: Path) -> None:
     assert set(_EXECUTE) == set(KINDS) - {"input"}
 
 
-def test_wide_layers_are_held_in_float64(tmp_path: Path) -> None:
+def test_wide_layers_are_summed_in_parts(tmp_path: Path) -> None:
     program = residual_program(0, 8, 8, channels=72, image=(4, 4))
     expect_equal(program, tmp_path / "b", 0, 2)
     wide = {index for index, op in enumerate(program.ops) if isinstance(op, Linear) and op.wide}
-    held = {
-        int(name[2:].split("_")[0])
-        for name, value in load(tmp_path / "b").named_buffers()
-        if value.dtype == torch.float64
-    }
-    assert held == wide and wide
+    model = load(tmp_path / "b")
+    assert {index for index, parts in model.parts.items() if parts != 1} == wide and wide
+    assert all(parts == 2 for index, parts in model.parts.items() if index in wide)
+    assert all(value.dtype != torch.float64 for value in model.buffers())
+
+
+def test_a_wide_layer_that_parts_do_not_serve_is_held_in_float64(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nasq.quant.wide.MOST", 1)
+    program = residual_program(0, 8, 8, channels=72, image=(4, 4))
+    expect_equal(program, tmp_path / "b", 0, 2)
+    assert torch.float64 in {value.dtype for value in load(tmp_path / "b").buffers()}
 
 
 def test_the_module_moves_keeps_its_state_and_takes_no_gradient(tmp_path: Path) -> None:

@@ -385,7 +385,7 @@ def test_a_granularity_that_the_target_cannot_run_is_removed_with_its_reason() -
     with pytest.raises(
         TargetError, match=r"scaled once per output channel.*Allowed weight_granularity: tensor, channel"
     ):
-        quantize(nn.Sequential(conv()), images(1), "generic", weight_granularity=("group64",))
+        quantize(nn.Sequential(conv()), images(1), weight_granularity=("group64",))
     with pytest.raises(InputError, match=r"unknown weight granularity 'group0'"):
         quantize(nn.Sequential(conv()), images(1), weight_granularity=("group0",))
 

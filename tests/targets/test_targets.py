@@ -44,7 +44,7 @@ def test_choices_with_names_of_their_own_are_restricted_where_their_feature_is_g
 
 def test_a_target_says_why_it_cannot_run_here(monkeypatch):
     assert load("generic").unusable() == "" and load("onnxruntime-cpu").unusable() == ""
-    assert load("tensorrt").unusable().startswith("there is no TensorRT form of the file yet")
+    assert load("tensorrt").unusable().startswith("no machine with TensorRT was at hand")
     monkeypatch.setattr("nasq.targets.target.find_spec", lambda name: None)
     assert load("openvino-cpu").unusable() == "not installed: pip install 'nasq[openvino]'"
 
@@ -74,7 +74,8 @@ def test_every_shipped_target_is_complete(name):
     assert (target.weight_bits, target.activation_bits) == ((8,) if eight else tuple(range(2, 9)),) * 2
     assert target.executes == ("execution" not in target.refused)
     for feature in FEATURES:
-        assert target.allow(feature, getattr(target, feature)) == (getattr(target, feature), [])
+        asked = tuple("group32" if option == "group" else option for option in getattr(target, feature))
+        assert target.allow(feature, asked) == (asked, [])
 
 
 def test_operators_are_the_operations_of_a_program():
@@ -135,7 +136,7 @@ def test_a_removal_without_a_target_or_a_listed_reason_still_reads(own):
     assert (
         str(Removal("weight_granularity", "tensor", "no")) == "the target does not take weight scales per tensor: no."
     )
-    target = load(own('weight_granularity = ["tensor", "channel"]', 'weight_granularity = ["channel"]'))
+    target = load(own('weight_granularity = ["tensor", "channel", "group"]', 'weight_granularity = ["channel"]'))
     assert str(target.allow("weight_granularity", ("channel", "tensor"))[1][0]) == (
         "generic does not take weight scales per tensor: the target lists only channel."
     )
@@ -155,6 +156,11 @@ def test_a_removal_without_a_target_or_a_listed_reason_still_reads(own):
         ("weight_symmetry", "symmetric", r"in a tuple: \('symmetric',\)"),
         ("weight_symmetry", ("symetric",), "unknown weight symmetry 'symetric'. Did you mean 'symmetric'"),
         ("weight_granularity", (8,), "unknown weight granularity '8'"),
+        (
+            "weight_granularity",
+            ("group",),
+            "Allowed: channel, tensor. Groups of inputs are called by their size: 'group32'",
+        ),
     ],
 )
 def test_bad_questions_are_named(feature, options, message):

@@ -111,7 +111,11 @@ class RunProgress:
         self._say(f"  the worker of {event['subnet']} is lost; the subnet is given to another")
 
     def _on_search_worker(self, event: Mapping[str, Any]) -> None:
-        self._say(f"  worker {event['pid']} ended with code {event['code']}")
+        again = "; it is started again" if event.get("again") else ""
+        self._say(f"  worker {event['pid']} ended with code {event['code']}{again}")
+
+    def _on_search_partial(self, event: Mapping[str, Any]) -> None:
+        self._say(f"  {event['subnet']} on {event['fidelity']:.0%} of the validation images")
 
     def _on_search_waiting(self, event: Mapping[str, Any]) -> None:
         self._say(f"  waiting for the storage: {event['reason']}")

@@ -2,30 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from nasq import plugins
 from nasq.data import Split
 from nasq.errors import InputError
-from nasq.ranking import score
-from nasq.ranking.proxy import PoolProxy, Proxy
-from nasq.run.assemble import Workshop, build_network
-from nasq.run.score import fresh
+from nasq.run.architecture import ArchitectureScore, single_proxy
+from nasq.run.assemble import Workshop
 from nasq.search import Measure, Objective
 from nasq.search.cascade import Cascade, CascadeSettings
 from nasq.space import Subnet
-from nasq.supernet import Supernet
 from nasq.training import stream
 
 if TYPE_CHECKING:
-    from nasq.run.search import Evaluation
+    from nasq.run.evaluation import Evaluation
 
 __all__ = ["cascade_of", "require_cascade"]
+
+_PROXY = "search.cascade.proxy"
 
 
 def require_cascade(workshop: Workshop) -> None:
@@ -37,23 +34,13 @@ def require_cascade(workshop: Workshop) -> None:
     settings = workshop.config.search.cascade
     CascadeSettings(settings.levels, settings.confidence, settings.dominators, settings.least)
     if "proxy" in settings.levels:
-        _proxy(settings.proxy)
+        single_proxy(settings.proxy, _PROXY)
     names = workshop.config.search.objectives
     if names[0] != "accuracy" or "latency" in names:
         raise InputError(
             f"a cascade saves evaluations of accuracy: it must be the first objective, and all others must be costs, not "
             f"{', '.join(names)}. Change search.objectives, or leave search.cascade.levels empty."
         )
-
-
-def _proxy(name: str) -> Proxy:
-    proxy: Proxy = plugins.load("proxies", name)()
-    if isinstance(proxy, PoolProxy):
-        raise InputError(
-            f"search.cascade.proxy is {name!r}, which compares candidates with each other; a cascade needs a score of one. "
-            "Take another: nasq proxies."
-        )
-    return proxy
 
 
 def cascade_of(
@@ -67,29 +54,14 @@ def cascade_of(
         objectives,
         measures,
         settings,
-        proxy=_ProxyScore(workshop) if "proxy" in config.levels else None,
+        proxy=_score(workshop) if "proxy" in config.levels else None,
         part=_PartialAccuracy(workshop, evaluation) if "part" in config.levels else None,
     )
 
 
-class _ProxyScore:
-    """The score of a subnet's float architecture with initial weights of its own; bits have no influence."""
-
-    def __init__(self, workshop: Workshop) -> None:
-        settings, data = workshop.config.search.cascade, workshop.data
-        self._seed = workshop.config.seed
-        self._proxy = _proxy(settings.proxy)
-        self._plain = Supernet(build_network(workshop.config, data))
-        at = torch.randperm(len(data.train), generator=stream(self._seed, "proxy images"))[: settings.proxy_images]
-        self._batch = (data.normalise(data.train.images[at]).cpu(), data.train.labels[at].cpu())
-
-    def __call__(self, subnet: Subnet) -> float:
-        plain = self._plain
-        model = plain.extract({name: option for name, option in subnet.items() if name in plain.space.positions})
-        seed = int.from_bytes(hashlib.sha256(f"{self._seed}/{subnet.id}".encode()).digest()[:7], "little")
-        fresh(model, seed)
-        values = score([self._proxy], model, self._batch, generator=torch.Generator().manual_seed(seed))
-        return values[self._proxy.name]
+def _score(workshop: Workshop) -> ArchitectureScore:
+    settings = workshop.config.search.cascade
+    return ArchitectureScore(workshop, single_proxy(settings.proxy, _PROXY), settings.proxy_images)
 
 
 class _PartialAccuracy:

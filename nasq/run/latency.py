@@ -17,7 +17,7 @@ from nasq.run.directory import RunDirectory
 from nasq.space import Subnet
 
 if TYPE_CHECKING:
-    from nasq.run.search import Evaluation
+    from nasq.run.evaluation import Evaluation
 
 __all__ = ["TABLE", "make_table", "predicted_latency"]
 

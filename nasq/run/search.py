@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from nasq.cost import COSTS
-from nasq.data import Split
-from nasq.deploy import onnx
-from nasq.deploy.bench import bench
-from nasq.deploy.runtimes import OnnxRuntime
 from nasq.errors import ArtifactError, InputError, choose_from
 from nasq.files import read_json, write_json
-from nasq.quant import freeze
-from nasq.run.assemble import Workshop, recalibration_images
+from nasq.run.assemble import Workshop
+from nasq.run.assist import assist_of, require_assist
 from nasq.run.cascade import cascade_of, require_cascade
 from nasq.run.directory import RunDirectory
+from nasq.run.evaluation import Evaluation
+from nasq.run.fidelity import PartialValues
+from nasq.run.kept import KeptValues
 from nasq.run.latency import predicted_latency
 from nasq.run.sharing import Crew, SearchOptions, shared_study
 from nasq.search import (
@@ -44,10 +41,10 @@ from nasq.search import (
     uniform_starts,
 )
 from nasq.search.algorithms import make_algorithm
+from nasq.search.algorithms.generational import Common
 from nasq.search.cascade import Cascade
 from nasq.search.workers import Dispatcher
 from nasq.space import Subnet
-from nasq.supernet import BNState
 
 __all__ = [
     "Evaluation",
@@ -59,61 +56,6 @@ __all__ = [
     "search",
     "search_results",
 ]
-
-
-class Evaluation:
-    """Integer accuracy of subnets with BatchNorm statistics of their own.
-
-    What it returns is what the exported file reaches on the same images: both run the same integers.
-
-    Args:
-        workshop: With trained weights.
-    """
-
-    def __init__(self, workshop: Workshop) -> None:
-        self.workshop = workshop
-        settings = workshop.config.search
-        data = workshop.data
-        device = next(workshop.supernet.parameters()).device
-        images = recalibration_images(workshop.config, data, settings.recalibration_images).to(device)
-        self.batches = [data.normalise(part) for part in torch.split(images, settings.batch_size)]
-        self._statistics: dict[tuple[str, int], BNState] = {}
-
-    def statistics(self, subnet: Subnet) -> BNState:
-        """The subnet's BatchNorm statistics; kept for the present weights."""
-        key = (subnet.id, self.workshop.supernet.version)
-        if key not in self._statistics:
-            self._statistics[key] = self.workshop.supernet.recalibrate(subnet, self.batches)
-        return self._statistics[key]
-
-    def integers(self, subnet: Subnet, split: Split, statistics: BNState | None = None) -> Tensor:
-        """The final container integers ``[N, classes]`` of every image of a split, uint8; by default with its statistics."""
-        supernet, data = self.workshop.supernet, self.workshop.data
-        device = self.batches[0].device
-        supernet.eval()
-        with supernet.activate(subnet, statistics or self.statistics(subnet)):
-            parts = [
-                self.workshop.network.integers(data.normalise(images.to(device)))
-                for images, _ in split.batches(self.workshop.config.search.batch_size)
-            ]
-        return torch.cat(parts)
-
-    def accuracy(self, subnet: Subnet, split: Split | None = None) -> float:
-        """Share of images classified right, 0..1; on the validation split by default. Ties go to the lower class."""
-        split = split or self.workshop.data.validation
-        classes = np.argmax(self.integers(subnet, split).cpu().numpy(), axis=1)
-        return float((classes == split.labels.cpu().numpy()).mean())
-
-    def latency(self, subnet: Subnet) -> float:
-        """Median milliseconds of the subnet's file in the runtime, for ``search.latency_batch`` images."""
-        workshop = self.workshop
-        supernet, data, config = workshop.supernet, workshop.data, workshop.config
-        supernet.eval()
-        with supernet.activate(subnet, self.statistics(subnet)):
-            program = freeze(workshop.network)
-        runtime = OnnxRuntime(onnx.export(program), config.bench.threads, workshop.network.target.session)
-        images = data.normalise(data.validation.images[: config.search.latency_batch]).cpu().numpy()
-        return bench({"file": runtime.run}, images, repeats=config.bench.repeats)["file"].median
 
 
 def _measures(workshop: Workshop) -> dict[str, Measure]:
@@ -162,6 +104,27 @@ def require_objectives(workshop: Workshop) -> None:
         )
     if workshop.config.search.cascade.levels:
         require_cascade(workshop)
+    require_assist(workshop, _measures(workshop))
+    if workshop.config.search.settings:
+        _require_settings(workshop)
+
+
+def _require_settings(workshop: Workshop) -> None:
+    """Refuses settings that the algorithm would refuse after the training."""
+    search = workshop.config.search
+    goals = [Objective(name, "", "maximize", lambda subnet: 0.0) for name in search.objectives]
+    own = sorted(search.settings.keys() & Common.__annotations__.keys())
+    if own:
+        raise InputError(
+            f"search.settings holds {own[0]!r}, which is no setting of one algorithm. Give search.population, search.batch, "
+            "seed, search.uniform_starts or search.assist."
+        )
+    try:
+        make_algorithm(
+            search.algorithm, workshop.supernet.space, goals, partial=lambda subnet, fidelity: {}, **search.settings
+        )
+    except (InputError, TypeError) as error:
+        raise InputError(f"search.settings do not suit {search.algorithm!r}: {error}") from error
 
 
 def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
@@ -217,12 +180,17 @@ def _warm_start(run: RunDirectory, workshop: Workshop, other: Path | None) -> li
 
 
 def _algorithm(
-    workshop: Workshop, evaluation: Evaluation, objectives: Sequence[Objective], first: Sequence[Subnet] = ()
+    run: RunDirectory,
+    workshop: Workshop,
+    evaluation: Evaluation,
+    objectives: Sequence[Objective],
+    first: Sequence[Subnet],
 ) -> Algorithm:
     settings = workshop.config.search
     space, constraints = workshop.supernet.space, constraints_of(workshop)
     population = min(settings.population, settings.evaluations)
     starts = uniform_starts(space, constraints) if settings.uniform_starts else []
+    kept = KeptValues(run.search / "partial.jsonl", f"{len(workshop.data.validation)} validation images")
     return make_algorithm(
         settings.algorithm,
         space,
@@ -230,29 +198,12 @@ def _algorithm(
         constraints,
         population=population,
         batch=settings.batch,
-        partial=_partly(workshop, evaluation, objectives),
+        partial=PartialValues(evaluation, objectives, kept, run.tell),
+        assist=assist_of(workshop, _measures(workshop), run.search),
         seed=workshop.config.seed,
         initial=[*dict.fromkeys([*first, *starts])][:population],
+        **settings.settings,
     )
-
-
-def _partly(
-    workshop: Workshop, evaluation: Evaluation, objectives: Sequence[Objective]
-) -> Callable[[Subnet, float], dict[str, float]]:
-    """Values at a fidelity: accuracy on evenly spaced validation images, that share of them; all else as always."""
-    validation, space = workshop.data.validation, workshop.supernet.space
-
-    def values(subnet: Subnet, fidelity: float) -> dict[str, float]:
-        chosen = torch.linspace(0, len(validation) - 1, max(1, round(fidelity * len(validation)))).long()
-        part = Split(validation.images[chosen], validation.labels[chosen])
-        rows = space.to_rows([subnet])
-        cheap = {one.name: float(one.measure(rows)[0]) for one in objectives if one.on == "rows"}
-        costly = {one.name: one.evaluate(subnet) for one in objectives if one.on != "rows" and one.name != _ACCURACY}
-        if not any(one.name == _ACCURACY for one in objectives):
-            return {**cheap, **costly}
-        return {**cheap, **costly, _ACCURACY: evaluation.accuracy(subnet, part)}
-
-    return values
 
 
 def search(
@@ -300,7 +251,7 @@ def search(
                     on_event=run.tell,
                 )
             )  # fmt: skip
-        algorithm = _algorithm(workshop, evaluation, objectives, first)
+        algorithm = _algorithm(run, workshop, evaluation, objectives, first)
         study = Study(run.search, algorithm, evaluator, listen, shared=shared, dispatcher=dispatcher)
         return study.run(workshop.config.search.evaluations).front
 

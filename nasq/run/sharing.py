@@ -22,10 +22,13 @@ from nasq.search import Goal
 from nasq.search.shared import SharedStudy
 from nasq.search.storage import open_storage
 
-__all__ = ["STORAGE", "Crew", "SearchOptions", "facts_of", "journal", "shared_study"]
+__all__ = ["RESTARTS", "STORAGE", "Crew", "SearchOptions", "facts_of", "journal", "shared_study"]
 
 STORAGE = "NASQ_STORAGE"
 """Environment variable with the storage: a password in it is not seen in the list of processes."""
+
+RESTARTS = 3
+"""How often each worker of this machine that was killed is started again."""
 
 # Settings that change nothing about a subnet's values.
 _FREE = {
@@ -95,7 +98,8 @@ def _settings(workshop: Workshop) -> str:
     config = workshop.config.model_copy(
         update={"data": workshop.config.data.model_copy(update=dict.fromkeys(_FREE_OF_DATA))}
     )
-    return hashlib.sha256(config.model_dump_json(exclude=_FREE).encode()).hexdigest()[:16]
+    free: dict[str, Any] = {**dict.fromkeys(_FREE, True), "search": {"assist", "settings"}}
+    return hashlib.sha256(config.model_dump_json(exclude=free).encode()).hexdigest()[:16]
 
 
 def facts_of(run: RunDirectory, workshop: Workshop) -> dict[str, Any]:
@@ -122,11 +126,14 @@ def shared_study(
 class Crew:
     """Workers on this machine; use it in a ``with`` statement, which ends them.
 
+    A worker that was killed (out of memory, by hand) is started again, three times each. One that ended by itself has
+    said why in its log; another try would say the same.
+
     Args:
         run: The run.
         study: Its study's name.
         options: Where it is, and how many workers.
-        on_event: Told ``{"event": "search.worker", "pid": ..., "code": ...}`` when one ended early.
+        on_event: Told ``{"event": "search.worker", "pid": ..., "code": ..., "again": ...}`` when one ended early.
     """
 
     def __init__(
@@ -137,51 +144,66 @@ class Crew:
         self._command = [
             sys.executable, "-c", "from nasq.cli.main import main; main()", "worker", str(run.path), "--study", study,
         ]  # fmt: skip
-        self._count = options.workers
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._told: set[int] = set()
+        self._restarts = [0] * options.workers
+        self._living: dict[int, subprocess.Popen[bytes]] = {}
+        self._dead: set[tuple[str, int]] = set()
 
     def __enter__(self) -> Crew:
-        environment = {**os.environ, STORAGE: self._storage}
-        for number in range(self._count):
-            with self._log(number).open("wb") as log:
-                self._processes.append(
-                    subprocess.Popen(
-                        self._command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-                    )
-                )
+        for number in range(len(self._restarts)):
+            self._start(number)
         return self
+
+    def _start(self, number: int) -> None:
+        with self._log(number).open("ab" if self._restarts[number] else "wb") as log:
+            self._living[number] = subprocess.Popen(
+                self._command,
+                env={**os.environ, STORAGE: self._storage},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
 
     def _log(self, number: int) -> Path:
         return self._run.search / f"worker-{number}.log"
 
     def dead(self) -> set[tuple[str, int]]:
-        """Host and process number of the workers that ended.
+        """Host and process number of the workers that ended; those that were killed are started again.
 
         Raises:
-            NasqError: All of them did; holds what the last one said.
+            NasqError: None is left; holds what the last one said.
         """
-        ended = [(number, one) for number, one in enumerate(self._processes) if one.poll() is not None]
-        for _, one in ended:
-            if one.pid not in self._told:
-                self._told.add(one.pid)
-                self._on_event({"event": "search.worker", "pid": one.pid, "code": one.returncode})
-        if self._processes and len(ended) == len(self._processes):
-            log = self._log(ended[-1][0])
-            said = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
-            raise NasqError(
-                f"all {len(ended)} workers have ended (exit code {ended[-1][1].returncode}); the last one said: {said[0]} "
-                f"See {log}. Nothing is lost: run the same command again."
-            )
-        return {(socket.gethostname(), one.pid) for _, one in ended}
+        for number, one in list(self._living.items()):
+            if one.poll() is not None:
+                del self._living[number]
+                self._lost(number, one)
+        return set(self._dead)
+
+    def _lost(self, number: int, one: subprocess.Popen[bytes]) -> None:
+        self._dead.add((socket.gethostname(), one.pid))
+        again = one.returncode < 0 and self._restarts[number] < RESTARTS
+        self._on_event({"event": "search.worker", "pid": one.pid, "code": one.returncode, "again": again})
+        if again:
+            self._restarts[number] += 1
+            self._start(number)
+        elif not self._living:
+            raise self._all_ended(number, one.returncode)
+
+    def _all_ended(self, number: int, code: int) -> NasqError:
+        log = self._log(number)
+        said = log.read_text(errors="replace").strip().splitlines()[-1:] or ["nothing"]
+        how = f"exit code {code}" if code >= 0 else f"killed by signal {-code}, after {RESTARTS} new starts each"
+        return NasqError(
+            f"all {len(self._restarts)} workers have ended ({how}); the last one said: {said[0]} See {log}. Nothing is lost: "
+            "run the same command again, with fewer workers where memory is short."
+        )
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for one in self._processes:
+        for one in self._living.values():
             if kind is not None:
                 one.terminate()
-        for one in self._processes:
+        for one in self._living.values():
             try:
                 one.wait(15)  # the study says that it is finished, so they leave by themselves
             except subprocess.TimeoutExpired:

@@ -1,14 +1,12 @@
 """Workers that take subnets from a shared study, and the dispatcher that gives them out and notices who died.
 
-Liveness is told without comparing clocks of two machines: everybody counts up a number in the storage, and who reads it takes
-the time since it last changed. A subnet whose worker is silent is taken from it for good and put in again.
+A subnet whose worker is silent (see :mod:`nasq.search.heartbeat`) is taken from it for good and put in again.
 """
 
 from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 import traceback
 import uuid
@@ -16,8 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from nasq.errors import NasqError, require
+from nasq.errors import NasqError
 from nasq.search.evaluator import Evaluator, measured, prepare
+from nasq.search.heartbeat import GRACE, HEARTBEAT, Heartbeat, Watch
 from nasq.search.objectives import Constraint
 from nasq.search.results import Record
 from nasq.search.shared import Job, SharedStudy, record_of
@@ -32,78 +31,9 @@ __all__ = ["Dispatcher", "Heartbeat", "work"]
 
 T = TypeVar("T")
 
-HEARTBEAT = 5.0
-"""Seconds between two beats."""
-GRACE = 6
-"""Beats that may be missed."""
 _WORKER, _COORDINATOR, _STATE = "worker:", "coordinator", "state"
 _ATTEMPTS = 3
 """Workers that may be lost over one subnet."""
-
-
-class Heartbeat:
-    """Says from a thread of its own that a process lives. Use it in a ``with`` statement.
-
-    Args:
-        shared: Where to say it.
-        key: Of the process, unique in the study.
-        interval: Seconds between two beats.
-    """
-
-    def __init__(self, shared: SharedStudy, key: str, interval: float = HEARTBEAT) -> None:
-        self._shared, self._key, self._interval = shared, key, interval
-        self._facts: dict[str, Any] = {"host": socket.gethostname(), "pid": os.getpid(), "trial": None}
-        self._count = 0
-        self._lock = threading.Lock()
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Heartbeat:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def at(self, trial: int | None) -> None:
-        """Says at once which trial the process works on."""
-        with self._lock:
-            self._facts["trial"] = trial
-            self._count += 1
-            self._shared.write(self._key, {**self._facts, "beat": self._count})
-
-    def _run(self) -> None:
-        while not self._over.wait(self._interval):
-            with self._lock:
-                self._count += 1
-                value = {**self._facts, "beat": self._count}
-                # A storage that is down is the main thread's business; the next beat tries again.
-                try:
-                    self._shared.write(self._key, value)
-                except Exception as error:
-                    if not isinstance(error, _storage_errors()):
-                        raise
-
-
-def _storage_errors() -> tuple[type[Exception], ...]:
-    return (require("optuna").exceptions.StorageInternalError, require("sqlalchemy").exc.SQLAlchemyError)
-
-
-class _Watch:
-    """How long ago each value last changed, by the own clock."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._seen: dict[str, tuple[object, float]] = {}
-
-    def age(self, key: str, value: object) -> float:
-        now = self._clock()
-        if key not in self._seen or self._seen[key][0] != value:
-            self._seen[key] = (value, now)
-        return now - self._seen[key][1]
 
 
 class Dispatcher:
@@ -146,7 +76,7 @@ class Dispatcher:
         self._check = check or (lambda: set())
         self._on_event = on_event or (lambda event: None)
         self._sleep = sleep
-        self._watch = _Watch(clock)
+        self._watch = Watch(clock)
         self._heart = Heartbeat(shared, _COORDINATOR, interval)
         self._old: set[int] = set()
 
@@ -270,7 +200,7 @@ def work(
     with Heartbeat(shared, name, interval) as heart:
         worker = _Worker(shared, evaluator, name, heart, patience, on_event or (lambda event: None))
         worker.call(lambda: heart.at(None))
-        watch = _Watch(clock)
+        watch = Watch(clock)
         while True:
             job = worker.call(shared.claim)
             if job is not None:

@@ -25,6 +25,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "nsga2, population 50": ("nsga2", {"population": 50}),
     "nsga2": ("nsga2", {"population": 25, "crossover_rate": 0.5}),
     "nsga2, steady": ("nsga2", {"population": 25, "batch": 5, "crossover_rate": 0.5}),
+    "nsga2, steady, front kept": ("nsga2", {"population": 25, "batch": 5, "crossover_rate": 0.5, "keep_front": True}),
+    "nsga2, steady, single changes": (
+        "nsga2",
+        {"population": 25, "batch": 5, "crossover_rate": 0.0, "mutation_rate": 0.0},
+    ),
+    "nsga2, steady, front kept, single changes": (
+        "nsga2",
+        {"population": 25, "batch": 5, "crossover_rate": 0.0, "mutation_rate": 0.0, "keep_front": True},
+    ),
     "nsga3": ("nsga3", {"population": 25, "crossover_rate": 0.5}),
     "local_search": ("local_search", {"population": 50, "batch": 10}),
     "bananas": ("bananas", {"population": 50, "batch": 50}),

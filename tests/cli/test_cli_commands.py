@@ -100,7 +100,7 @@ def test_targets(call: Call) -> None:
     assert "onnxruntime-cpu" in narrow(call("targets"))
     rows = {row["name"]: row for row in json.loads(call("targets", "--json").out)}
     assert {"generic", "onnxruntime-cpu", "openvino-cpu", "tensorrt"} <= set(rows)
-    assert rows["generic"]["here"] == "yes" and rows["tensorrt"]["here"].startswith("there is no TensorRT form")
+    assert rows["generic"]["here"] == "yes" and rows["tensorrt"]["here"].startswith("no machine with TensorRT")
 
 
 def test_targets_check(call: Call) -> None:

@@ -124,6 +124,22 @@ def test_nsga2_beats_random_search() -> None:
     assert np.mean([ours / random for ours, random in pairs]) > 1.05
 
 
+def test_a_kept_front_loses_nothing_that_is_not_dominated() -> None:
+    def parents(keep: bool) -> tuple[list[int], set[int]]:
+        algorithm = make(upper=None, population=4, seed=0, keep_front=keep)
+        drive(algorithm, 6)
+        assert isinstance(algorithm, NSGA2)
+        values = algorithm._values
+        best = {i for i, a in enumerate(values) if not any(b != a and b[0] >= a[0] and b[1] >= a[1] for b in values)}
+        return algorithm._parents, best
+
+    kept, best = parents(True)
+    assert set(kept) == best and len(best) > 4
+    assert len(parents(False)[0]) == 4
+    with pytest.raises(InputError, match="begun with keep_front = False and is continued with True"):
+        make(keep_front=True).load_state_dict(make().state_dict())
+
+
 def test_one_objective_is_climbed() -> None:
     space = joint_space(3)
     costs = Costs(space)

@@ -9,21 +9,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from math import comb
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from nasq.errors import InputError, require
-from nasq.search.algorithms.assist import Assist
 from nasq.search.algorithms.fitness import fitness
-from nasq.search.algorithms.generational import Generational
+from nasq.search.algorithms.generational import Common, Generational
 from nasq.search.algorithms.proposing import fresh
 from nasq.search.algorithms.selection import Fitness, Individual, lent_numpy_random, tournament
 from nasq.search.feasible import keys, spread
 from nasq.search.objectives import Constraint, Measure, Objective, Rows
+from nasq.search.pareto import front
 
 if TYPE_CHECKING:
-    from nasq.space import SearchSpace, Subnet
+    from nasq.space import SearchSpace
 
 __all__ = ["NSGA2", "NSGA3", "GeneticAlgorithm", "RegularizedEvolution"]
 
@@ -39,8 +39,15 @@ _MUTATION = 0.1
 _NICHES = 2**32 + 1
 
 
+class _Settings(Common, total=False):
+    crossover_rate: float
+    mutation_rate: float | None
+
+
 class _Genetic(Generational):
     """Survivors, tournaments among them, crossover and mutation; see :class:`NSGA2`."""
+
+    _POPULATION = 24
 
     def __init__(
         self,
@@ -48,29 +55,16 @@ class _Genetic(Generational):
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 24,
-        seed: int = 0,
-        initial: Sequence[Subnet] = (),
-        batch: int | None = None,
-        assist: Assist | None = None,
         crossover_rate: float = 0.9,
         mutation_rate: float | None = None,
+        **common: Unpack[Common],
     ) -> None:
         for name, rate in (("crossover_rate", crossover_rate), ("mutation_rate", mutation_rate)):
             if rate is not None and not 0.0 <= rate <= 1.0:
                 raise InputError(f"{name} is {rate}; it must lie between 0 and 1.")
         self.crossover_rate = crossover_rate
         self.mutation_rate = min(_MUTATION, 3.0 / len(space)) if mutation_rate is None else mutation_rate
-        super().__init__(
-            space,
-            objectives,
-            constraints,
-            population=population,
-            seed=seed,
-            initial=initial,
-            batch=batch,
-            assist=assist,
-        )
+        super().__init__(space, objectives, constraints, **common)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -106,9 +100,12 @@ class _Genetic(Generational):
         self._parents = [individual.index for individual in self._survivors(pool)]
 
     def _survivors(self, pool: Sequence[int]) -> list[Individual]:
-        """At most ``population`` of ``pool`` (indices into the archive), ready for tournaments."""
+        """Those of ``pool`` (indices into the archive) that stay, ready for tournaments: at most ``population``."""
+        return self._selected(pool, self.population)
+
+    def _selected(self, pool: Sequence[int], count: int) -> list[Individual]:
         individuals = [Individual(index, Fitness(self._values[index])) for index in pool]
-        return self._select(individuals, min(self.population, len(pool)))
+        return self._select(individuals, min(count, len(pool)))
 
     @abstractmethod
     def _select(self, individuals: list[Individual], count: int) -> list[Individual]:
@@ -149,23 +146,44 @@ class NSGA2(_Genetic):
     subnet is evaluated twice. A quarter of the first generation ranges from the smallest to the largest feasible
     subnets (see :func:`~nasq.search.feasible.spread`), the rest is uniform.
 
+    Further arguments are those of :class:`~nasq.search.algorithms.generational.Generational`.
+
     Args:
-        space: What to search.
-        objectives: At least one.
-        constraints: What every proposal keeps.
         population: Subnets in the first generation, and survivors.
-        seed: A non-negative integer.
-        initial: Subnets to evaluate first.
         batch: Subnets in each later generation; ``None``: as many as survive. A small one is a steady-state search: it
             learns from every few subnets.
         assist: Chooses among more children than are needed.
         crossover_rate: Share of children with two parents; the others are mutated copies.
         mutation_rate: Chance of each choice to change, one at least does; ``None`` is three over the number of choices,
-            and 0.1 at most.
+            and 0.1 at most; 0 is one change.
+        keep_front: Whether the front survives as a whole where it is larger than the population. That helps in small
+            spaces with two objectives; in large ones nearly everything is soon a parent, and selection ends.
 
     Raises:
         InputError: A rate is outside 0..1.
     """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        objectives: Sequence[Objective],
+        constraints: Sequence[Constraint] = (),
+        *,
+        keep_front: bool = False,
+        **settings: Unpack[_Settings],
+    ) -> None:
+        self.keep_front = keep_front
+        super().__init__(space, objectives, constraints, **settings)
+
+    def _settings(self) -> dict[str, Any]:
+        return {**super()._settings(), "keep_front": self.keep_front}
+
+    def _survivors(self, pool: Sequence[int]) -> list[Individual]:
+        count = self.population
+        if self.keep_front and len(pool) > count:
+            values = np.array([self._values[index] for index in pool])
+            count = max(count, int(front(values, ["maximize"] * values.shape[1]).sum()))
+        return self._selected(pool, count)
 
     def _select(self, individuals: list[Individual], count: int) -> list[Individual]:
         chosen: list[Individual] = require("deap.tools").selNSGA2(individuals, count)
@@ -209,13 +227,11 @@ class RegularizedEvolution(Generational):
     The population is what was evaluated last. A child differs from its parent in one choice (and in what that switches
     on or off); one that is known or infeasible is replaced by another.
 
+    Further arguments are those of :class:`~nasq.search.algorithms.generational.Generational`.
+
     Args:
-        space: What to search.
         objectives: At least one; several are ordered by front and crowding within the population.
-        constraints: What every proposal keeps.
         population: Subnets that are remembered, and in the first generation.
-        seed: A non-negative integer.
-        initial: Subnets to evaluate first.
         batch: Children between two looks at their values; ``None``: one, as published.
         assist: Chooses among more starts and children than are needed.
         sample: Competitors in a tournament, drawn with replacement.
@@ -224,32 +240,21 @@ class RegularizedEvolution(Generational):
         InputError: ``sample`` is below 1.
     """
 
+    _POPULATION = 20
+
     def __init__(
         self,
         space: SearchSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 20,
-        seed: int = 0,
-        initial: Sequence[Subnet] = (),
-        batch: int | None = None,
-        assist: Assist | None = None,
         sample: int = 10,
+        **common: Unpack[Common],
     ) -> None:
         if sample < 1:
             raise InputError(f"a tournament has {sample} competitors; it must have at least 1.")
         self.sample = sample
-        super().__init__(
-            space,
-            objectives,
-            constraints,
-            population=population,
-            seed=seed,
-            initial=initial,
-            batch=batch,
-            assist=assist,
-        )
+        super().__init__(space, objectives, constraints, **common)
 
     def _default_batch(self, population: int) -> int:
         return 1

@@ -10,7 +10,7 @@ from nasq.errors import InputError, choose_from
 from nasq.search.algorithm import Algorithm
 from nasq.search.algorithms.assist import Assist
 from nasq.search.algorithms.evolution import NSGA2, NSGA3, GeneticAlgorithm, RegularizedEvolution
-from nasq.search.algorithms.generational import Generational
+from nasq.search.algorithms.generational import Common, Generational
 from nasq.search.algorithms.hyperband import FullFidelity, Hyperband, Partial
 from nasq.search.algorithms.local_search import LocalSearch
 from nasq.search.algorithms.optuna_search import OptunaSearch
@@ -102,12 +102,10 @@ def make_algorithm(
             f"{name!r} evaluates subnets in part, such as on fewer images, and was given no way to do so. Give `partial`, "
             "or take an algorithm with full evaluations alone, such as 'tpe'."
         )
-    sized = {} if population is None else {"population": population}
-    given: dict[str, Any] = {**entry.settings, **sized, **settings}
+    given: dict[str, Any] = {**entry.settings, **settings}
+    common: Common = {"population": population, "batch": batch, "seed": seed, "initial": initial, "assist": assist}
     try:
-        algorithm = entry.kind(
-            space, objectives, constraints, batch=batch, seed=seed, initial=initial, assist=assist, **given
-        )
+        algorithm = entry.kind(space, objectives, constraints, **common, **given)
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise

@@ -6,25 +6,36 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import numpy as np
 
 from nasq.errors import ArtifactError, InputError, NasqError
 from nasq.search.algorithms.assist import Assist
 from nasq.search.algorithms.fitness import fitness
-from nasq.search.algorithms.proposing import collect, remaining
+from nasq.search.algorithms.proposing import collect, initial_rows, remaining
+from nasq.search.algorithms.state import History, require_settings
 from nasq.search.explain import explain, infeasible
-from nasq.search.feasible import keys, unseen
+from nasq.search.feasible import keys
 from nasq.search.objectives import Constraint, Objective, Rows, Values
 
 if TYPE_CHECKING:
     from nasq.space import SearchSpace, Subnet
 
-__all__ = ["Generational"]
+__all__ = ["Common", "Generational"]
 
 # Keeps the random stream of the explanation apart from those of the generations, which count up from 0.
 _EXPLANATION = 2**32
+
+
+class Common(TypedDict, total=False):
+    """The keyword arguments of every algorithm; see :class:`Generational`."""
+
+    population: int | None
+    seed: int
+    initial: Sequence[Subnet]
+    batch: int | None
+    assist: Assist | None
 
 
 class Generational(ABC):
@@ -38,7 +49,7 @@ class Generational(ABC):
         space: What to search.
         objectives: At least one; names are unique.
         constraints: What every proposal keeps.
-        population: Subnets in the first generation.
+        population: Subnets in the first generation; ``None``: the algorithm's own number.
         seed: A non-negative integer.
         initial: Subnets to evaluate first, such as another run's front.
         batch: Subnets in each later generation, evaluated at the same time where there are several workers; ``None``:
@@ -49,18 +60,21 @@ class Generational(ABC):
         InputError: A setting is out of range, a name is used twice, or an initial subnet breaks a constraint.
     """
 
+    _POPULATION: ClassVar[int] = 32
+
     def __init__(
         self,
         space: SearchSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 32,
+        population: int | None = None,
         seed: int = 0,
         initial: Sequence[Subnet] = (),
         batch: int | None = None,
         assist: Assist | None = None,
     ) -> None:
+        population = self._POPULATION if population is None else population
         names = [objective.name for objective in objectives]
         if not names or len(set(names)) != len(names):
             raise InputError(f"a search needs objectives with different names, not {names}.")
@@ -77,7 +91,7 @@ class Generational(ABC):
         self.population, self.batch = population, batch
         self.seed = seed
         self.assist = assist
-        self._initial = self._feasible_rows(initial)
+        self._initial = initial_rows(space, self.constraints, initial)
         self._reset()
 
     def _default_batch(self, population: int) -> int:
@@ -246,20 +260,6 @@ class Generational(ABC):
         """Keys of every evaluated row, for the caller to add to."""
         return set(self._known)
 
-    def _feasible_rows(self, subnets: Sequence[Subnet]) -> Rows:
-        rows = unseen(self.space.canonical(self.space.to_rows(list(subnets))), ())
-        if not len(rows):
-            return rows
-        for constraint in self.constraints:
-            broken = np.flatnonzero(constraint.violation(rows))
-            if len(broken):
-                value = constraint.measure(rows)[broken[0]]
-                raise InputError(
-                    f"the initial subnet {self.space.to_subnets(rows[broken[:1]])[0].id} breaks {constraint}: it has "
-                    f"{value:.6g}. Leave it out."
-                )
-        return rows
-
     def _settings(self) -> dict[str, Any]:
         """What must be equal for a saved state to make sense here."""
         return {
@@ -275,13 +275,8 @@ class Generational(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that decides what is asked next, as JSON-able values."""
-        return {
-            "settings": self._settings(),
-            "ends": list(self._ends),
-            "rows": self._rows.tolist(),
-            "values": [list(values) for values in self._values],
-            "told": {identity: list(values) for identity, values in self._told.items()},
-        }
+        history = History(self._rows, self._values, self._ends, self._told)
+        return {"settings": self._settings(), **history.to_json()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues where :meth:`state_dict` was taken; subnets asked but not told then are asked again.
@@ -290,39 +285,19 @@ class Generational(ABC):
             InputError: The state is of other settings; the message names the first that differs.
             ArtifactError: The state lacks a part, or its parts do not fit.
         """
-        self._compare(state)
+        require_settings(state, self._settings())
         try:
-            self._load(state)
+            self._load(History.read(state, self.space, len(self.objectives)))
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
             self._reset()
             raise ArtifactError(f"the saved state of the search is damaged: {error!r}.") from error
 
-    def _load(self, state: Mapping[str, Any]) -> None:
+    def _load(self, history: History) -> None:
         self._reset()
-        rows = np.array(state["rows"], dtype=np.int16).reshape(len(state["rows"]), len(self.space))
-        rows = self.space.canonical(rows)
-        values = [tuple(map(float, one)) for one in state["values"]]
-        ends = [int(end) for end in state["ends"]]
-        if [len(one) for one in values] != [len(self.objectives)] * len(rows):
-            raise ValueError("rows and values do not fit")
-        if ends[:1] != [0] or ends[-1] != len(rows) or any(end <= start for start, end in pairwise(ends)):
-            raise ValueError("rows and generations do not fit")
-        for start, end in pairwise(ends):
-            self._take(rows[start:end], values[start:end])
-        told = {str(identity): tuple(map(float, values)) for identity, values in state["told"].items()}
-        if told:
+        for start, end in pairwise(history.ends):
+            self._take(history.rows[start:end], history.values[start:end])
+        if history.told:
             self._start()
-            self._told, self._handed = told, set(told)
+            self._told, self._handed = history.told, set(history.told)
             if not self._handed < {subnet.id for subnet in self._asked}:
                 raise ValueError("it was told values of subnets that it does not ask for")
-
-    def _compare(self, state: Mapping[str, Any]) -> None:
-        saved = state.get("settings")
-        if not isinstance(saved, Mapping):
-            raise ArtifactError("the saved state of the search is damaged: it has no settings.")
-        for name, value in self._settings().items():
-            if saved.get(name) != value:
-                raise InputError(
-                    f"this search was begun with {name} = {saved.get(name)!r} and is continued with {value!r}. Use "
-                    "the same setting, or another directory."
-                )

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from math import ceil
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 import numpy as np
 
 from nasq.errors import InputError
 from nasq.search.algorithm import Algorithm
-from nasq.search.algorithms.assist import Assist
 from nasq.search.algorithms.fitness import fitness
-from nasq.search.algorithms.generational import Generational
+from nasq.search.algorithms.generational import Common, Generational
 from nasq.search.algorithms.optuna_model import OptunaModel
 from nasq.search.feasible import descend
 from nasq.search.objectives import Constraint, Objective, Rows, Values, violations
@@ -54,12 +53,11 @@ class Hyperband(Generational):
     BOHB's model is Optuna's multivariate TPE on what the highest fidelity with more values than choices has shown; a
     third of the proposals is random. (The paper's model is a kernel density of its own; the idea is the same.)
 
+    Further arguments are those of :class:`~nasq.search.algorithms.generational.Generational`.
+
     Args:
-        space: What to search.
         objectives: At least one; several are ordered by front and crowding within a rung.
-        constraints: What every proposal keeps.
         population: Subnets in the first rung of the bracket that begins lowest.
-        seed: A non-negative integer.
         initial: Subnets to evaluate first; they begin at the lowest fidelity too.
         assist: Chooses among more new subnets than are needed.
         eta: One of so many goes on.
@@ -71,21 +69,19 @@ class Hyperband(Generational):
         InputError: ``eta`` is below 2, ``lowest`` is not between 0 and 1, or ``brackets`` is below 1.
     """
 
+    _POPULATION = 27
+
     def __init__(
         self,
         space: SearchSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 27,
-        seed: int = 0,
-        initial: Sequence[Subnet] = (),
-        batch: int | None = None,
-        assist: Assist | None = None,
         eta: int = 3,
         lowest: float = 1 / 9,
         brackets: int | None = None,
         model: bool = False,
+        **common: Unpack[Common],
     ) -> None:
         if eta < 2 or not 0 < lowest < 1 or (brackets is not None and brackets < 1):
             raise InputError(
@@ -95,16 +91,7 @@ class Hyperband(Generational):
         self.eta, self.model = eta, model
         self.rungs = max(1, round(-np.log(lowest) / np.log(eta)))
         self.brackets = min(self.rungs + 1, brackets or self.rungs + 1)
-        super().__init__(
-            space,
-            objectives,
-            constraints,
-            population=population,
-            seed=seed,
-            initial=initial,
-            batch=batch,
-            assist=assist,
-        )
+        super().__init__(space, objectives, constraints, **common)
 
     def _settings(self) -> dict[str, Any]:
         own = {"eta": self.eta, "rungs": self.rungs, "brackets": self.brackets, "model": self.model}

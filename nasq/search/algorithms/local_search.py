@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from nasq.search.algorithms.assist import Assist
 from nasq.search.algorithms.fitness import fitness
 from nasq.search.algorithms.generational import Generational
 from nasq.search.algorithms.proposing import fresh
-from nasq.search.objectives import Constraint, Objective, Rows
+from nasq.search.objectives import Rows
 from nasq.search.pareto import front
-
-if TYPE_CHECKING:
-    from nasq.space import SearchSpace, Subnet
 
 __all__ = ["LocalSearch"]
 
@@ -28,39 +21,15 @@ class LocalSearch(Generational):
     Where all are known, a new climb begins at random subnets. With several objectives a climb goes on from the members
     of its front, the most isolated first, until all their neighbours are known (Pareto local search).
 
+    Further arguments are those of :class:`~nasq.search.algorithms.generational.Generational`.
+
     Args:
-        space: What to search.
-        objectives: At least one.
-        constraints: What every proposal keeps.
         population: Random subnets to begin with; the best is where the first climb starts.
-        seed: A non-negative integer.
-        initial: Subnets to evaluate first.
         batch: Neighbours between two looks at their values, and starts of a later climb; ``None``: one.
         assist: Orders the neighbours, and chooses among random starts.
     """
 
-    def __init__(
-        self,
-        space: SearchSpace,
-        objectives: Sequence[Objective],
-        constraints: Sequence[Constraint] = (),
-        *,
-        population: int = 10,
-        seed: int = 0,
-        initial: Sequence[Subnet] = (),
-        batch: int | None = None,
-        assist: Assist | None = None,
-    ) -> None:
-        super().__init__(
-            space,
-            objectives,
-            constraints,
-            population=population,
-            seed=seed,
-            initial=initial,
-            batch=batch,
-            assist=assist,
-        )
+    _POPULATION = 10
 
     def _default_batch(self, population: int) -> int:
         return 1

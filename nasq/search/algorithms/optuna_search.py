@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
-from nasq.search.algorithms.assist import Assist
-from nasq.search.algorithms.generational import Generational
+from nasq.search.algorithms.generational import Common, Generational
 from nasq.search.algorithms.optuna_model import OptunaModel
 from nasq.search.feasible import descend
 from nasq.search.objectives import Constraint, Objective, Rows, violations
 
 if TYPE_CHECKING:
-    from nasq.space import SearchSpace, Subnet
+    from nasq.space import SearchSpace
 
 __all__ = ["OptunaSearch"]
 
@@ -29,13 +28,10 @@ class OptunaSearch(Generational):
     becomes a trial is the subnet that was evaluated. Every generation has a sampler with a seed of its own, so that
     a search resumes exactly.
 
+    Further arguments are those of :class:`~nasq.search.algorithms.generational.Generational`.
+
     Args:
-        space: What to search.
-        objectives: At least one.
-        constraints: What every proposal keeps.
         population: Random subnets to begin with; also the population of the genetic sampler.
-        seed: A non-negative integer.
-        initial: Subnets to evaluate first.
         batch: Suggestions at a time; ``None``: one, and a population for the genetic sampler.
         assist: Chooses among more suggestions than are needed.
         sampler: ``"tpe"`` (multivariate, grouped by condition), ``"nsga2"`` or ``"gp"`` (which models the choices that
@@ -45,30 +41,19 @@ class OptunaSearch(Generational):
         InputError: The sampler is unknown.
     """
 
+    _POPULATION = 10
+
     def __init__(
         self,
         space: SearchSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 10,
-        seed: int = 0,
-        initial: Sequence[Subnet] = (),
-        batch: int | None = None,
-        assist: Assist | None = None,
         sampler: str = "tpe",
+        **common: Unpack[Common],
     ) -> None:
         self.sampler = sampler
-        super().__init__(
-            space,
-            objectives,
-            constraints,
-            population=population,
-            seed=seed,
-            initial=initial,
-            batch=batch,
-            assist=assist,
-        )
+        super().__init__(space, objectives, constraints, **common)
 
     def _default_batch(self, population: int) -> int:
         return population if self.sampler == "nsga2" else 1

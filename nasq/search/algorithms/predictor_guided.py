@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from nasq.errors import InputError
-from nasq.search.algorithms.assist import Assist
 from nasq.search.algorithms.fitness import fitness
-from nasq.search.algorithms.generational import Generational
+from nasq.search.algorithms.generational import Common, Generational
 from nasq.search.algorithms.proposing import fresh, remaining
 from nasq.search.feasible import keys
 from nasq.search.objectives import Constraint, Objective, Rows, Values
 
 if TYPE_CHECKING:
     from nasq.search.predictors.ensembles import Features, Predictor
-    from nasq.space import SearchSpace, Subnet
+    from nasq.space import SearchSpace
 
 __all__ = ["PredictorGuided"]
 
@@ -36,13 +35,10 @@ class PredictorGuided(Generational):
 
     :meth:`best` trusts the mean of prediction and observation: a noisy value that the model did not expect counts half.
 
+    Further arguments are those of :class:`~nasq.search.algorithms.generational.Generational`.
+
     Args:
-        space: What to search.
-        objectives: At least one.
-        constraints: What every proposal keeps.
         population: Random subnets to begin with.
-        seed: A non-negative integer.
-        initial: Subnets to evaluate first.
         batch: Subnets between two fits; ``None``: a fifth of the population, at least one.
         assist: Chooses among more random starts than are needed; here candidates are the predictor's to choose.
         predictor: A name of :data:`~nasq.search.predictors.PREDICTORS`, or a predictor.
@@ -54,36 +50,25 @@ class PredictorGuided(Generational):
         InputError: The predictor is unknown, or a number is below 1.
     """
 
+    _POPULATION = 20
+
     def __init__(
         self,
         space: SearchSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 20,
-        seed: int = 0,
-        initial: Sequence[Subnet] = (),
-        batch: int | None = None,
-        assist: Assist | None = None,
         predictor: str | Predictor = "forest",
         features: Features | None = None,
         candidates: int = 400,
         parents: int = 10,
+        **common: Unpack[Common],
     ) -> None:
         if candidates < 1 or parents < 1:
             raise InputError(f"got {candidates} candidates and {parents} parents; both must be at least 1.")
         self.predictor, self.candidates, self.parents = predictor, candidates, parents
         self._features = features
-        super().__init__(
-            space,
-            objectives,
-            constraints,
-            population=population,
-            seed=seed,
-            initial=initial,
-            batch=batch,
-            assist=assist,
-        )
+        super().__init__(space, objectives, constraints, **common)
         self._model = self._make() if isinstance(predictor, str) else predictor
 
     def _make(self) -> Predictor:

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from nasq.errors import InputError
 from nasq.search.feasible import keys, sample_feasible, unseen
 from nasq.search.objectives import Constraint, Rows, violations
 
 if TYPE_CHECKING:
-    from nasq.space import SearchSpace
+    from nasq.space import SearchSpace, Subnet
 
-__all__ = ["collect", "fresh", "remaining"]
+__all__ = ["collect", "fresh", "initial_rows", "remaining"]
 
 # Rounds of making children before other sources are tried: in a small or tight space most children are known already.
 _ROUNDS = 12
@@ -62,3 +63,23 @@ def remaining(
     settled, member = space.settle(listed)
     more = fresh(constraints, settled[member], seen | set(keys(rows)))
     return np.concatenate([rows, more[rng.permutation(len(more))[: count - len(rows)]]])
+
+
+def initial_rows(space: SearchSpace, constraints: Sequence[Constraint], subnets: Sequence[Subnet]) -> Rows:
+    """The canonical rows of what a search is to begin with, each once.
+
+    Raises:
+        InputError: One breaks a constraint; says which, and by what value.
+    """
+    rows = unseen(space.canonical(space.to_rows(list(subnets))), ())
+    if not len(rows):
+        return rows
+    for constraint in constraints:
+        broken = np.flatnonzero(constraint.violation(rows))
+        if len(broken):
+            value = constraint.measure(rows)[broken[0]]
+            raise InputError(
+                f"the initial subnet {space.to_subnets(rows[broken[:1]])[0].id} breaks {constraint}: it has {value:.6g}. "
+                "Leave it out."
+            )
+    return rows

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from nasq.errors import InputError
-from nasq.search.algorithms.assist import Assist
 from nasq.search.algorithms.fitness import fitness
-from nasq.search.algorithms.generational import Generational
+from nasq.search.algorithms.generational import Common, Generational
 from nasq.search.objectives import Constraint, Objective, Rows, Values
 
 if TYPE_CHECKING:
-    from nasq.space import SearchSpace, Subnet
+    from nasq.space import SearchSpace
 
 __all__ = ["Reinforce"]
 
@@ -30,13 +29,11 @@ class Reinforce(Generational):
     whatever the objective's unit (NAS-Bench-201 takes accuracies as they are, with its own rate). Known and infeasible
     subnets are drawn again and teach nothing.
 
+    Further arguments are those of :class:`~nasq.search.algorithms.generational.Generational`.
+
     Args:
-        space: What to search.
         objectives: At least one; several give the reward by front and crowding among all evaluated.
-        constraints: What every proposal keeps.
         population: Random subnets to begin with; the policy learns from them too.
-        seed: A non-negative integer.
-        initial: Subnets to evaluate first.
         batch: Subnets for each update; ``None``: one.
         assist: Chooses among more draws than are needed.
         learning_rate: Of Adam, per update.
@@ -45,32 +42,21 @@ class Reinforce(Generational):
         InputError: The learning rate is not above 0.
     """
 
+    _POPULATION = 10
+
     def __init__(
         self,
         space: SearchSpace,
         objectives: Sequence[Objective],
         constraints: Sequence[Constraint] = (),
         *,
-        population: int = 10,
-        seed: int = 0,
-        initial: Sequence[Subnet] = (),
-        batch: int | None = None,
-        assist: Assist | None = None,
         learning_rate: float = 0.1,
+        **common: Unpack[Common],
     ) -> None:
         if not learning_rate > 0:
             raise InputError(f"the learning rate is {learning_rate}; it must be above 0.")
         self.learning_rate = learning_rate
-        super().__init__(
-            space,
-            objectives,
-            constraints,
-            population=population,
-            seed=seed,
-            initial=initial,
-            batch=batch,
-            assist=assist,
-        )
+        super().__init__(space, objectives, constraints, **common)
 
     def _default_batch(self, population: int) -> int:
         return 1

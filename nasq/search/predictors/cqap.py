@@ -5,14 +5,16 @@ that can be encoded: bits, forms (the condition), widths, operators.
 
 Beyond the paper: in front of the perceptron stands a linear part, fitted in closed form, and choices of numbers have
 cumulative codes. Most of what bits cost is a sum over layers, which a few hundred pairs tell a linear part and not a
-perceptron of 200,000 weights; the perceptron learns what is left. ``CQAP(space, linear=False)`` is the published predictor.
+perceptron of 200,000 weights; the perceptron learns what is left. Where that predicts the pairs held out no worse, the
+linear part may not let a larger number lower the value: noise would otherwise make some layers look better with fewer bits,
+and a search finds all of them at once. ``CQAP(space, linear=False)`` is the published predictor.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -74,7 +76,7 @@ class _Network(nn.Module):
     def __init__(self, inputs: int, hidden: int, layers: int, linear: bool) -> None:
         super().__init__()
         parts: list[nn.Module] = []
-        for before, after in pairwise([inputs, *[hidden] * layers]):
+        for before, after in itertools.pairwise([inputs, *[hidden] * layers]):
             parts += [nn.Linear(before, after), nn.ReLU()]
         self.deep = nn.Sequential(*parts)
         self.last = nn.Linear(hidden if layers else inputs, 1, bias=False)
@@ -84,21 +86,39 @@ class _Network(nn.Module):
         deep: Tensor = self.last(self.deep(codes))
         return deep if self.linear is None else deep + self.linear(codes)
 
-    def start(self, codes: Tensor, values: Tensor, decay: float) -> None:
-        """Begins at the ridge regression of ``values [n]``: the perceptron adds nothing yet."""
+    def start(self, codes: Tensor, values: Tensor, decay: float, rising: NDArray[np.bool_] | None) -> None:
+        """Begins at the ridge regression of ``values [n]``: the perceptron adds nothing yet.
+
+        The weights of the codes that are ``rising`` are 0 or more; ``None``: all are free.
+        """
         if self.linear is None:
             return
         x, y = codes.double(), values.double()
         centre = x.mean(0)
-        gram = (x - centre).T @ (x - centre)
-        weights = torch.linalg.solve(
-            gram + decay * torch.eye(len(gram), dtype=x.dtype), (x - centre).T @ (y - y.mean())
-        )
+        weights = _ridge(x - centre, y - y.mean(), decay, rising)
         with torch.no_grad():
             self.linear.weight.copy_(weights[None])
             self.linear.bias.copy_(y.mean() - centre @ weights)
             nn.init.zeros_(self.last.weight)
         self.linear.requires_grad_(False)
+
+
+def _ridge(x: Tensor, y: Tensor, decay: float, rising: NDArray[np.bool_] | None) -> Tensor:
+    """Weights ``[inputs]`` with the smallest ``|x w - y|^2 + decay |w|^2``, those that are ``rising`` not negative."""
+    gram = x.T @ x + decay * torch.eye(x.shape[1], dtype=x.dtype)
+    if rising is None:
+        solved: Tensor = torch.linalg.solve(gram, x.T @ y)
+        return solved
+    from scipy.optimize import nnls
+
+    # The same minimum from the triangle of the Gram matrix; what is free is a difference of two parts.
+    root = torch.linalg.cholesky(gram, upper=True)
+    target = torch.linalg.solve_triangular(root.T, (x.T @ y)[:, None], upper=False).flatten()
+    free = torch.from_numpy(~rising)
+    found = torch.from_numpy(nnls(torch.cat([root, -root[:, free]], 1).numpy(), target.numpy(), maxiter=10_000)[0])
+    weights = found[: len(root)].clone()
+    weights[free] -= found[len(root) :]
+    return weights
 
 
 class CQAP:
@@ -133,15 +153,21 @@ class CQAP:
         return torch.from_numpy(codes)
 
     def _start(self, codes: Tensor, wanted: Tensor, held: Tensor, truth: Tensor) -> None:
-        """Chooses the ridge regression's decay on the pairs that were held out."""
+        """Chooses the linear part's decay, and whether numbers may only raise the value, on the pairs that were held out."""
         if not self.linear:
             return
+        ways = list(itertools.product((self._rising(), None), _DECAYS))
         errors = []
-        for decay in _DECAYS:
-            self.network.start(codes, wanted, decay)
+        for rising, decay in ways:
+            self.network.start(codes, wanted, decay, rising)
             with torch.no_grad():
                 errors.append(float(F.mse_loss(self.network(held).flatten(), truth)))
-        self.network.start(codes, wanted, _DECAYS[int(np.argmin(errors))])
+        rising, decay = ways[int(np.argmin(errors))]
+        self.network.start(codes, wanted, decay, rising)
+
+    def _rising(self) -> NDArray[np.bool_]:
+        """Which codes say "at least this option" of a number."""
+        return np.concatenate([np.full(len(choice.options), choice.ordered) for choice in self.space.choices])
 
     def fit(self, pairs: Pairs, how: Fit | None = None) -> float:
         """Learns pairs from the start; returns the root mean squared error on the pairs held out, in their unit.

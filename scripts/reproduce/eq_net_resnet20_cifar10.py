@@ -7,11 +7,15 @@ Every row is a training of its own that is resumed where it was killed, so rows 
     python -m scripts.reproduce.eq_net_resnet20_cifar10 evaluate $COMMON
     python -m scripts.reproduce.eq_net_resnet20_cifar10 pairs $COMMON
     python -m scripts.reproduce.eq_net_resnet20_cifar10 search $COMMON
+    python -m scripts.reproduce.eq_net_resnet20_cifar10 again $COMMON
     python -m scripts.reproduce.eq_net_resnet20_cifar10 table $COMMON --results docs/results/FILE.md
 
 What "2/2" means: weights of 2 bits, and 2 bits in what each convolution reads. The first and last layer have 8 bits, and so
 do the tensors that sums read and make (``sum_bits=8``; EQ-Net leaves them in float). Test accuracies are those of the
 integer form, with BatchNorm recalibrated on augmented training images.
+
+``again`` measures a fifth of the pairs on twice as many other images: how well two measurements of one subnet agree is the
+most that a predictor of them can reach.
 """
 
 from __future__ import annotations
@@ -38,6 +42,7 @@ from nasq.deploy.bench import environment
 from nasq.files import append_line, read_json, write_json, write_text
 from nasq.quant import calibrate, quantize
 from nasq.search import Constraint, Measure, measures
+from nasq.search.objectives import Rows
 from nasq.search.predictors import (
     CQAP,
     Fit,
@@ -46,6 +51,7 @@ from nasq.search.predictors import (
     TransitionTable,
     generate_pairs,
     predictor_search,
+    quality,
 )
 from nasq.space import Subnet
 from nasq.training import TrainConfig, Trainer, checkpoint, stream
@@ -263,30 +269,78 @@ def measure_pairs(name: str, options: argparse.Namespace, data: DataSet) -> None
     generate_pairs(supernet.space, rows, scorer(supernet, data, options), path, tell)
 
 
-def search(name: str, options: argparse.Namespace, data: DataSet) -> None:
-    """Mixed precision at an average of 3.0 bits: predictor of the pairs, genetic search, the best candidates re-evaluated."""
-    directory = place(name, options)
+def again(name: str, options: argparse.Namespace, data: DataSet) -> None:
+    """The pairs that a predictor of the first seed does not learn from, on the validation images that follow theirs."""
     supernet, epochs = trained(name, options, data)
+    path = pairs_file(name, epochs, options)
+    unseen = Pairs.read(path, supernet.space).split(0.8, np.random.default_rng(0))[1]
+    batches, places = list(recalibration(data, options.recalibration)), slice(options.images, 3 * options.images)
+    part = nasq.data.Split(data.validation.images[places], data.validation.labels[places])
+    second = generate_pairs(
+        supernet.space,
+        unseen.rows,
+        lambda subnet: accuracy(supernet, subnet, data, part, batches, options.device),
+        path.with_suffix(".again.jsonl"),
+    )
+    sys.stderr.write(f"{name}: two measurements of {len(second)} subnets: {quality(unseen.values, second.values)}\n")
+
+
+def found_by(pairs: Pairs, supernet: Supernet, options: argparse.Namespace, count: int, fresh: bool) -> Rows:
+    """The best ``count`` subnets at an average of 3.0 bits by a predictor of the pairs; ``fresh``: none of the pairs."""
     space, costs = supernet.space, costs_of(supernet)
-    sampler = sampler_of(supernet, costs, options.seed)
-    pairs = Pairs.read(pairs_file(name, epochs, options), space)
     predictor = CQAP(space)
     predictor.fit(pairs, Fit(seed=options.seed))
     window = [
         Constraint(name, "bits", costs[name].function, lower=2.5, upper=3.0)
         for name in ("average_weight_bits", "average_activation_bits")
     ]
-    start = sampler.draw([2.9, 2.9], 200)
-    best, _ = predictor_search(space, predictor, window, np.random.default_rng(options.seed), initial=start)
-    finalists = space.to_subnets(best[: options.finalists])
+    start = sampler_of(supernet, costs, options.seed).draw([2.9, 2.9], 200)
+    start = np.concatenate([space.to_rows([uniform(supernet, 3)]), start])
+    rng = np.random.default_rng([options.seed, len(pairs)])
+    best, _ = predictor_search(space, predictor, window, rng, population=300, initial=start)
+    known = {row.tobytes() for row in pairs.rows} if fresh else set()
+    return np.array([row for row in best if row.tobytes() not in known][:count])
+
+
+def search(name: str, options: argparse.Namespace, data: DataSet) -> None:
+    """Mixed precision at an average of 3.0 bits: the best candidates of a predictor are measured, and it learns from them.
+
+    A search finds what a predictor thinks too well of. So ``--rounds`` times the best ``--measured`` candidates are
+    measured as the pairs were, and join them. Uniform bits are candidates, too.
+    """
+    directory = place(name, options)
+    supernet, epochs = trained(name, options, data)
+    space = supernet.space
+    pairs = Pairs.read(pairs_file(name, epochs, options), space)
+    path, score = pairs_file(name, epochs, options).with_suffix(".searched.jsonl"), scorer(supernet, data, options)
+    before, later = pairs, Pairs.read(path, space)
+    for count in range(options.measured, options.rounds * options.measured + 1, options.measured):
+        if len(later) < count:  # a round that was cut off is drawn again: its measured subnets come first
+            whole = later.take(np.arange(count - options.measured))
+            pairs = Pairs(np.concatenate([before.rows, whole.rows]), np.concatenate([before.values, whole.values]))
+            drawn = found_by(pairs, supernet, options, options.measured, True)
+            later = generate_pairs(space, np.concatenate([whole.rows, drawn]), score, path)
+        best = float(later.values[count - options.measured : count].mean())
+        sys.stderr.write(f"{name}: {count} candidates measured, the last {options.measured} have {best:.2f}\n")
+    pairs = Pairs(np.concatenate([before.rows, later.rows]), np.concatenate([before.values, later.values]))
+    rows = np.concatenate(
+        [
+            space.to_rows([uniform(supernet, 3)]),
+            later.rows[np.argsort(-later.values, kind="stable")][: options.finalists // 2],
+            found_by(pairs, supernet, options, options.finalists // 2, False),
+        ]
+    )
+    finalists = list(dict.fromkeys(space.to_subnets(rows)))
     batches = list(recalibration(data))
     scores = [accuracy(supernet, subnet, data, data.validation, batches, options.device) for subnet in finalists]
     chosen = finalists[int(np.argmax(scores))]
     result = {
         "epochs": epochs,
         "pairs": len(pairs),
+        "rounds": options.rounds,
         "images": options.images,
         "finalists": scores,
+        "uniform": scores[0],
         "subnet": dict(chosen),
         "costs": CostModel(supernet).of(chosen),
         "test": accuracy(supernet, chosen, data, data.test, batches, options.device),
@@ -335,7 +389,7 @@ def table(options: argparse.Namespace, data: DataSet) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("train", "evaluate", "pairs", "search", "table"))
+    parser.add_argument("stage", choices=("train", "evaluate", "pairs", "again", "search", "table"))
     parser.add_argument("--data", type=Path, required=True, help="the directory that holds cifar-10-batches-py")
     parser.add_argument("--weights", type=Path, required=True, help="the float network, .npz")
     parser.add_argument("--out", type=Path, required=True, help="where runs are kept")
@@ -351,6 +405,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="validation images per pair")
     parser.add_argument("--recalibration", type=int, default=1024, help="training images for a pair's BatchNorm")
     parser.add_argument("--finalists", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=4, help="of the mixed search, each with candidates measured")
+    parser.add_argument("--measured", type=int, default=40, help="candidates in a round")
     parser.add_argument("--results", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -359,8 +415,8 @@ def main() -> None:
         text = table(options, data)
         sys.stdout.write(text) if options.results is None else write_text(options.results, text)
         return
-    stages = {"train": train, "evaluate": evaluate, "pairs": measure_pairs, "search": search}
-    for name in options.rows or (["elastic"] if options.stage in ("pairs", "search") else list(ROWS)):
+    stages = {"train": train, "evaluate": evaluate, "pairs": measure_pairs, "again": again, "search": search}
+    for name in options.rows or (["elastic"] if options.stage in ("pairs", "again", "search") else list(ROWS)):
         stages[options.stage](name, options, data)
 
 

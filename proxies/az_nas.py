@@ -86,7 +86,8 @@ def _entropy(features: Tensor) -> float:
 def _trainability(before: Tensor, after: Tensor, rng: torch.Generator) -> float:
     """``2 - s - 1 / (s + 1e-6)``, ``s`` the largest singular value between what goes back in and what comes out."""
     signs = (torch.randint(0, 2, after.shape, generator=rng) * 2 - 1).to(after)
-    (back,) = torch.autograd.grad(after, before, signs, retain_graph=True, allow_unused=True)
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(after, before, signs, retain_graph=True, allow_unused=True)
+    back = found[0]
     if back is None:
         return -math.inf
     if back.shape == signs.shape and torch.equal(back, signs):
@@ -95,7 +96,9 @@ def _trainability(before: Tensor, after: Tensor, rng: torch.Generator) -> float:
         factor = back.shape[2] // signs.shape[2]
         even = back.shape[2:] == (factor * signs.shape[2], factor * signs.shape[3])
         # Maps of odd sizes do not unshuffle; their neighbours are averaged.
-        back = F.pixel_unshuffle(back, factor) if even else F.adaptive_avg_pool2d(back, tuple(signs.shape[2:]))
+        back = (
+            F.pixel_unshuffle(back, factor) if even else F.adaptive_avg_pool2d(back, (signs.shape[2], signs.shape[3]))
+        )
     incoming, outgoing = (one.transpose(0, 1).flatten(1).double() for one in (back, signs))
     s = float(torch.linalg.matrix_norm(incoming @ outgoing.T / outgoing.shape[1], 2))
     return 2 - s - 1 / (s + 1e-6)

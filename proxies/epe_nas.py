@@ -31,7 +31,7 @@ class EpeNas(PassProxy):
         rows, y = passes.see("input_gradients"), passes.y
         many = passes.observed.outputs > MANY
         sums = []
-        for label in y.unique().tolist():
+        for label in sorted(set(y.tolist())):
             own = rows[y == label]
             total = float((correlations(own).abs() + K).log().sum()) if len(own) > 1 else _ALONE
             sums.append(total / len(own) if many else total)

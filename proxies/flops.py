@@ -26,4 +26,4 @@ class Flops(Proxy):
         copied = copy.deepcopy(model).eval()
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             copied(batch[0][:1])
-        return counter.get_total_flops() / 2
+        return float(counter.get_total_flops()) / 2

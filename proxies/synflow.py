@@ -59,7 +59,7 @@ class _Norms(TorchFunctionMode):
     """Leaves BatchNorm out, or takes it as it is."""
 
     def __init__(self, keep: bool) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.keep = keep
 
     def __torch_function__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
@@ -86,4 +86,4 @@ class Synflow(PassProxy):
         logarithm, shares = passes.shared(f"flow {self.norms}", lambda: flow(passes, self.norms))
         if not shares:
             return float(logarithm)
-        return logarithm + math.log(sum(float(one.sum()) for one in shares.values()))
+        return float(logarithm) + math.log(sum(float(one.sum()) for one in shares.values()))

@@ -65,6 +65,8 @@ def compared_again(first: Pairs, second: Pairs, supernet: Supernet, epochs: int)
     inside = (average >= WINDOW[0]) & (average <= WINDOW[1])
     names = {"first and second": (unseen.values, other), "cqap and first": (predicted, unseen.values)}
     names |= {"cqap and second": (predicted, other), "cqap and mean of both": (predicted, better)}
+    for name, trivial in (("average bits", average), ("bitops", costs["bitops"].astype(float))):
+        names[f"{name} and mean of both"] = (trivial, better)
     return {
         name: {"kendall": quality(*two).kendall, "kendall inside": quality(*two, inside).kendall, "subnets": len(at)}
         for name, two in names.items()

@@ -14,6 +14,9 @@ What "2/2" means: weights of 2 bits, and 2 bits in what each convolution reads. 
 do the tensors that sums read and make (``sum_bits=8``; EQ-Net leaves them in float). Test accuracies are those of the
 integer form, with BatchNorm recalibrated on augmented training images.
 
+The published float network was trained on all 50,000 training images, so validation images are no news to it. ``--unseen``
+makes pairs and searches on the first half of the test images and reports on the second, for uniform bits as well.
+
 ``again`` measures a fifth of the pairs on twice as many other images: how well two measurements of one subnet agree is the
 most that a predictor of them can reach.
 """
@@ -104,6 +107,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def load_data(root: Path) -> DataSet:
     """CIFAR-10 with the weights' own normalisation; 5,000 training images are validation."""
     return replace(nasq.data.load("cifar10", root=root, validation=5000), mean=MEAN, std=STD)
+
+
+def halved(data: DataSet) -> DataSet:
+    """The first half of the test images validates and the second tests: the float network has seen neither."""
+    half = len(data.test) // 2
+    parts = [nasq.data.Split(data.test.images[at], data.test.labels[at]) for at in (slice(half), slice(half, None))]
+    return replace(data, validation=parts[0], test=parts[1])
 
 
 def float_network(weights: Path) -> nn.Module:
@@ -253,7 +263,8 @@ def scorer(supernet: Supernet, data: DataSet, options: argparse.Namespace) -> Ca
 
 
 def pairs_file(name: str, epochs: int, options: argparse.Namespace) -> Path:
-    return place(name, options) / f"pairs-{epochs}epochs-{options.images}images.jsonl"
+    kind = "unseen" if options.unseen else "images"
+    return place(name, options) / f"pairs-{epochs}epochs-{options.images}{kind}.jsonl"
 
 
 def measure_pairs(name: str, options: argparse.Namespace, data: DataSet) -> None:
@@ -344,9 +355,10 @@ def search(name: str, options: argparse.Namespace, data: DataSet) -> None:
         "subnet": dict(chosen),
         "costs": CostModel(supernet).of(chosen),
         "test": accuracy(supernet, chosen, data, data.test, batches, options.device),
+        "uniform test": accuracy(supernet, finalists[0], data, data.test, batches, options.device),
         "validation": max(scores),
     }
-    write_json(directory / "mixed.json", result)
+    write_json(directory / ("mixed-unseen.json" if options.unseen else "mixed.json"), result)
     sys.stderr.write(f"{name} mixed {result['test']}\n")
 
 
@@ -405,12 +417,15 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=1000, help="validation images per pair")
     parser.add_argument("--recalibration", type=int, default=1024, help="training images for a pair's BatchNorm")
     parser.add_argument("--finalists", type=int, default=20)
+    parser.add_argument(
+        "--unseen", action="store_true", help="search on half of the test images, report on the other half"
+    )
     parser.add_argument("--rounds", type=int, default=4, help="of the mixed search, each with candidates measured")
     parser.add_argument("--measured", type=int, default=40, help="candidates in a round")
     parser.add_argument("--results", type=Path, default=None)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    data = load_data(options.data)
+    data = halved(load_data(options.data)) if options.unseen else load_data(options.data)
     if options.stage == "table":
         text = table(options, data)
         sys.stdout.write(text) if options.results is None else write_text(options.results, text)

@@ -50,6 +50,15 @@ def test_digits_are_three_disjoint_stratified_parts(digits: DataSet) -> None:
     assert digits.classes == tuple("0123456789")
 
 
+def test_digits_are_read_without_their_file_too(digits: DataSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    again = load("digits")
+    for part in SPLITS:
+        one, other = getattr(digits, part), getattr(again, part)
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+    assert digits.classes == again.classes and digits.fingerprint == again.fingerprint
+
+
 def test_digits_pixels_are_the_documented_map(digits: DataSet) -> None:
     from sklearn.datasets import load_digits
 
@@ -286,6 +295,7 @@ def test_bad_arguments_are_named() -> None:
 
 
 def test_a_missing_package_is_named_by_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingPackageError, match="pip install scikit-learn"):
         load("digits")

@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import lsq_linear
 
 from nasq import Choice
 from nasq.errors import ArtifactError, InputError
 from nasq.search.predictors import CQAP, Fit, Pairs, quality
+from nasq.search.predictors.cqap import _ridge
 from nasq.space import SearchSpace
 
 SPACE = SearchSpace(
@@ -51,6 +53,18 @@ def test_few_pairs_are_enough_for_the_linear_part() -> None:
     both.fit(few, SMALL)
     published.fit(few, SMALL)
     assert both.kendall(unseen) > published.kendall(unseen)
+
+
+def test_weights_that_may_only_rise_are_the_bounded_least_squares() -> None:
+    rng = np.random.default_rng(0)
+    x, y, decay = rng.normal(size=(60, 6)), rng.normal(size=60), 2.0
+    rising = np.array([True, False, True, True, False, True])
+    found = _ridge(torch.from_numpy(x), torch.from_numpy(y), decay, rising).numpy()
+    rows = np.concatenate([x, np.sqrt(decay) * np.eye(6)])
+    reference = lsq_linear(rows, np.concatenate([y, np.zeros(6)]), (np.where(rising, 0, -np.inf), np.inf), tol=1e-12)
+    assert np.abs(found - reference.x).max() < 1e-6
+    free = _ridge(torch.from_numpy(x), torch.from_numpy(y), decay, None).numpy()
+    assert (free[rising] < -0.01).any() and (found[rising] >= 0).all() and (found[~rising] < 0).any()
 
 
 def test_a_linear_truth_is_learned_to_the_last_digits() -> None:

@@ -38,6 +38,8 @@ __all__ = ["collect", "facts", "report"]
 
 _FILES = {f"{name} int8": name for name in ENGINES}
 """The rows of a benchmark that are the bundle's own file, and the runtime of each."""
+_VARIANCE = "Gradient variance over squared mean"
+_DRAWS = {"uniform": "uniform draws", "own": "own draws, reweighted"}
 
 
 def _json(path: Path) -> Any:
@@ -142,6 +144,11 @@ def _training(events: Sequence[Mapping[str, Any]]) -> Training | None:
         for panel, key in (("Loss", "losses"), ("Training accuracy", "accuracy")):
             for role, value in event[key].items():
                 points.setdefault((panel, f"{role}, leaf {leaf}" if leaf else role), []).append((at, value))
+        for draws, found in event.get("gradient_variance", {}).items():
+            name = _DRAWS[draws]
+            if found is not None:
+                key_of = (_VARIANCE, f"{name}, leaf {leaf}" if leaf else name)
+                points.setdefault(key_of, []).append((at, found["total"]))
     curves = [
         Curve(name, panel, [at for at, _ in found], [value for _, value in found])
         for panel, name, found in ((*key, found) for key, found in points.items())

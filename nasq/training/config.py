@@ -62,6 +62,10 @@ class TrainConfig:
     """Whether images that an epoch did not draw keep their statistic (``data_sampler: importance``); published: 0 instead."""
     reweight: bool = False
     """Whether losses are divided by how much more often than uniform they were drawn, which leaves gradients unbiased."""
+    variance_every: int = 0
+    """Epochs between measurements of the gradient's variance (:class:`nasq.training.meter.VarianceMeter`); 0: none."""
+    variance_paths: int = 8
+    """Paths that such a measurement draws; it costs up to six passes over a batch for each."""
     paths: int = 1
     """Number of random subnets per step; their gradients are summed."""
     smallest: bool = True
@@ -102,6 +106,11 @@ class TrainConfig:
             raise InputError(
                 f"training distill is {self.distill!r}; allowed: 0 with sampler 'uniform', which has no teacher. "
                 "Set distill to 0, or sampler to 'sandwich'"
+            )
+        if self.variance_every and self.sampler not in ("uniform", "importance"):
+            raise InputError(
+                f"training variance_every is {self.variance_every!r}; allowed: 0 with sampler {self.sampler!r}, whose steps "
+                "sum the gradients of several chosen paths. Set it to 0, or sampler to 'uniform' or 'importance'"
             )
 
     @classmethod
@@ -174,6 +183,8 @@ _RULES: tuple[Rule, ...] = (
     _one_of("importance_whole", True, False),
     _one_of("importance_keep", True, False),
     _one_of("reweight", True, False),
+    _integer("variance_every", 0),
+    _integer("variance_paths", 2),
     _integer("paths", 1),
     _one_of("smallest", True, False),
     _number("low_weight", "a number above 0", lambda value: value > 0),

@@ -20,6 +20,7 @@ from nasq.training.distributed import World
 from nasq.training.distribution import WeightDistribution
 from nasq.training.health import first_not_finite, warn_of_random_weights
 from nasq.training.losses import PathLoss, teachers
+from nasq.training.meter import VarianceMeter
 from nasq.training.optim import build_optimizer, build_scheduler
 from nasq.training.paths import Path, PathSampler
 from nasq.training.precision import fast_bf16, fast_channels_last
@@ -116,6 +117,7 @@ class Trainer:
         self.epoch = 0
         self.history: list[Event] = []
         self._state = TrainerState(self)
+        self._meter = VarianceMeter(self, config.variance_paths) if config.variance_every else None
         self._started = False
 
     @property
@@ -178,6 +180,8 @@ class Trainer:
         event = self._train_epoch()
         self._check_finite()
         self.epoch += 1
+        if self._meter is not None and self.epoch % self.config.variance_every == 0:
+            event["gradient_variance"] = self._meter.measure(self.epoch)
         self.history.append(event)
         if self.prefix is not None and (self.epoch % self.config.checkpoint_every == 0 or self.epoch == last):
             if self.world.first:

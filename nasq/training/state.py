@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["TrainerState"]
 
 #: Settings that change no weight and may differ when a training goes on.
-FREE = frozenset({"checkpoint_every"})
+FREE = frozenset({"checkpoint_every", "variance_every", "variance_paths"})
 
 
 class TrainerState:

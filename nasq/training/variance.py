@@ -14,16 +14,22 @@ import torch
 from torch import Tensor, nn
 
 from nasq.errors import InputError
-from nasq.training.splitting.matching import untouched
+from nasq.training.untouched import untouched
 
 if TYPE_CHECKING:
     from nasq.space import Option
     from nasq.supernet import Supernet
 
-__all__ = ["GradientVariance", "gradient_variance"]
+__all__ = ["Batch", "Draw", "GradientVariance", "UnclearMeanError", "gradient_variance"]
 
 Draw = tuple[Mapping[str, "Option"], float]
+"""A subnet and its weight: uniform over drawn probability."""
 Batch = tuple[Tensor, Tensor, Tensor | None]
+"""Inputs ``[n, ...]``, labels ``[n]``, weights ``[n]`` or ``None``."""
+
+
+class UnclearMeanError(InputError):
+    """The mean gradient cannot be told from zero, so that nothing can be said relative to it."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,13 @@ def _flat(supernet: Supernet) -> Tensor:
     return torch.cat(parts).double()
 
 
-def _gradient(supernet: Supernet, subnet: Mapping[str, Option], batch: Batch, loss: Callable[..., Tensor]) -> Tensor:
+def _gradient(
+    supernet: Supernet, subnet: Mapping[str, Option], batch: Batch, loss: Callable[..., Tensor], mode: str | None
+) -> Tensor:
     supernet.zero_grad(set_to_none=True)
     x, y, weights = batch
     with supernet.activate(subnet):
-        losses = loss(supernet(x), y, reduction="none")
+        losses = loss(supernet(x) if mode is None else supernet(x, mode=mode), y, reduction="none")
         (losses if weights is None else losses * weights).mean().backward()  # type: ignore[no-untyped-call]
     return _flat(supernet)
 
@@ -73,6 +81,7 @@ def gradient_variance(
     path_count: int = 16,
     batch_count: int = 4,
     loss: Callable[..., Tensor] = nn.functional.cross_entropy,
+    mode: str | None = None,
 ) -> GradientVariance:
     """Estimates the variance from ``path_count`` paths with ``batch_count`` batches each (a nested design).
 
@@ -84,9 +93,11 @@ def gradient_variance(
         batches: Draws ``(inputs [n, ...], labels [n], weights [n] or None)``; weights are ``1 / (N p)``.
         path_count, batch_count: 2 or more each.
         loss: ``(outputs, labels, reduction="none")`` to ``[n]``.
+        mode: Passed to the supernet's forward where it is not ``None``.
 
     Raises:
-        InputError: A count is below 2, or all gradients are zero or not finite.
+        InputError: A count is below 2.
+        UnclearMeanError: So few draws do not tell the mean gradient from zero, or a gradient is not finite.
     """
     for name, count in (("path_count", path_count), ("batch_count", batch_count)):
         if count < 2:
@@ -101,10 +112,12 @@ def gradient_variance(
             total, squares = torch.zeros(()), 0.0
             for _ in range(batch_count):
                 batch = batches()
-                gradient = weight * _gradient(supernet, subnet, batch, loss)
+                gradient = weight * _gradient(supernet, subnet, batch, loss, mode)
                 total, squares = total + gradient, squares + float(gradient @ gradient)
                 unweighted = (
-                    gradient / weight if batch[2] is None else _gradient(supernet, subnet, (*batch[:2], None), loss)
+                    gradient / weight
+                    if batch[2] is None
+                    else _gradient(supernet, subnet, (*batch[:2], None), loss, mode)
                 )
                 plain = plain + unweighted / (path_count * batch_count)
             mean = total / batch_count
@@ -118,7 +131,7 @@ def _summary(means: Tensor, within: float, plain: Tensor, batch_count: int) -> G
     spread = float((means - mean).square().sum()) / (count - 1)  # of path means: between plus within / batches
     mean_square = float(mean @ mean) - spread / count
     if not mean_square > 0:
-        raise InputError(
+        raise UnclearMeanError(
             f"the mean gradient of {count} paths cannot be told from zero (squared norm {mean_square:.3g}): draw more paths "
             "and batches, or train a little first."
         )

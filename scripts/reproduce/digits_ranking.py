@@ -45,7 +45,9 @@ from nasq.training.splitting import ForestTrainer, Mixture, MixturePaths, SplitP
 OPERATORS = ("skip", "pool", "conv1", "conv3")
 LAYERS, CHANNELS = 4, 8
 TRAINING_IMAGES, VALIDATION_IMAGES = 100, 700
-ALONE_SEEDS, ALONE_EPOCHS, BATCH = 6, 30, 50
+ALONE_SEEDS, BATCH = 6, 50
+ALONE_EPOCHS, ALONE_LR = 20, 0.05
+"""Short and slow, so that subnets lie far apart next to what seeds do: the ceiling is what a table is good for."""
 LR, MOMENTUM, DECAY = 0.1, 0.9, 1e-4
 PASSES = 600
 """Epochs that every way trains in all, summed over its sets of weights."""
@@ -133,7 +135,7 @@ def alone(subnet: Subnet, data: DataSet) -> list[float]:
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         layers = [_operator(str(subnet[f"layer{index}"]), ALONE_SEEDS) for index in range(LAYERS)]
         network = Network(layers, ALONE_SEEDS)
-    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM, weight_decay=DECAY)
+    optimizer = torch.optim.SGD(network.parameters(), lr=ALONE_LR, momentum=MOMENTUM, weight_decay=DECAY)
     x, y = data.normalise(data.train.images)[:, 0], data.train.labels
     steps = len(x) // BATCH
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, ALONE_EPOCHS * steps)
@@ -205,6 +207,9 @@ WAYS = {
     "pa-da": Way("PA&DA", {"sampler": "importance", "importance_shared": True, "data_sampler": "importance"}),
     "pa-floor": Way("PA, per layer, floor 0.5", {"sampler": "importance", "importance_floor": 0.5}),
     "gm": Way("GM forest, one split, two leaves", {}, splits=(PASSES // 3,), epochs=2 * PASSES // 3),
+    "gm-long": Way(
+        "GM forest, leaves as long as the one supernet (1.7 times the passes)", {}, splits=(PASSES // 3,), epochs=PASSES
+    ),
     "mixture": Way("balanced mixture, two sets", {}, sets=2),
 }
 

@@ -7,8 +7,7 @@ gradients of the weights that both options use are compared.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,15 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from nasq.elastic.base import Container, elastic_modules
-from nasq.elastic.norm import batch_norms
 from nasq.errors import InputError, TrainingError
 from nasq.training.splitting.prefix import Prefix
+from nasq.training.untouched import untouched
 
 if TYPE_CHECKING:
     from nasq.space import Option, SearchSpace, Subnet
     from nasq.supernet import Supernet
 
-__all__ = ["Matching", "gradient_distances", "untouched"]
+__all__ = ["Matching", "gradient_distances"]
 
 _EPS = 1e-6
 Batch = tuple[Tensor, Tensor]
@@ -44,31 +43,6 @@ class Matching:
 
     distances: Mapping[str, NDArray[np.float64]]
     passes: int
-
-
-@contextlib.contextmanager
-def untouched(supernet: Supernet) -> Iterator[None]:
-    """Afterwards gradients, BatchNorm buffers, modes and the global random state are what they were."""
-    gradients = [(parameter, parameter.grad) for parameter in supernet.parameters()]
-    buffers = [
-        (buffer, buffer.clone())
-        for _, norm in batch_norms(supernet.module)
-        for buffer in (norm.running_mean, norm.running_var, norm.num_batches_tracked)
-        if buffer is not None
-    ]
-    modes = [(module, module.training) for module in supernet.modules()]
-    devices = {parameter.device for parameter, _ in gradients if parameter.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=list(devices)):
-            torch.manual_seed(0)  # dropout draws the same masks for every option
-            yield
-    finally:
-        for parameter, gradient in gradients:
-            parameter.grad = gradient
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        for module, training in modes:
-            module.training = training
 
 
 class _Shared:

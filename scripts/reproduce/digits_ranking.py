@@ -206,6 +206,16 @@ WAYS = {
     "pa": Way("PA", {"sampler": "importance", "importance_shared": True}),
     "pa-da": Way("PA&DA", {"sampler": "importance", "importance_shared": True, "data_sampler": "importance"}),
     "pa-floor": Way("PA, per layer, floor 0.5", {"sampler": "importance", "importance_floor": 0.5}),
+    "pa-da-whole": Way(
+        "PA&DA by the whole gradient's norm, per layer, kept",
+        {
+            "sampler": "importance",
+            "importance_whole": True,
+            "importance_decay": 0.95,
+            "data_sampler": "importance",
+            "importance_keep": True,
+        },
+    ),
     "gm": Way("GM forest, one split, two leaves", {}, splits=(PASSES // 3,), epochs=2 * PASSES // 3),
     "gm-long": Way(
         "GM forest, leaves as long as the one supernet (1.7 times the passes)", {}, splits=(PASSES // 3,), epochs=PASSES

@@ -14,11 +14,15 @@ from __future__ import annotations
 from nasq.search_spaces.nas_bench_201 import nas_bench_201
 
 from scripts.reproduce.pa_da_nas_bench_201 import SETTINGS
-from scripts.reproduce.ranking_study import GM, GM_ONCE, MIXTURE, PA_DA, UNIFORM, Study, run
+from scripts.reproduce.ranking_study import FAIR, GM, GM_ONCE, MIXTURE, PA_DA, PA_DA_WHOLE, UNIFORM, Study, run
 
 STUDY = Study(
     "gm_nas_bench_201", nas_bench_201, "nas-bench-201", "cifar10_test_200",
-    {"uniform": UNIFORM, "pa-da": PA_DA, "gm-once": GM_ONCE, "gm": GM, "mixture": MIXTURE}, SETTINGS,
+    {
+        "uniform": UNIFORM, "fair": FAIR, "pa-da": PA_DA, "pa-da-whole": PA_DA_WHOLE, "gm-once": GM_ONCE, "gm": GM,
+        "mixture": MIXTURE,
+    },
+    SETTINGS,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from nasq.search_spaces.nas_bench_201 import nas_bench_201
 
-from scripts.reproduce.ranking_study import FAIR, PA_DA, UNIFORM, Setting, Study, run
+from scripts.reproduce.ranking_study import FAIR, PA_DA, PA_DA_WHOLE, UNIFORM, Setting, Study, run
 
 SHORT = Setting(
     network={"C": 16, "N": 1}, training_images=10_000, validation_images=1_000, passes=20,
@@ -31,7 +31,7 @@ BRIEF = Setting(
 SETTINGS = {"brief": BRIEF, "short": SHORT, "full": FULL}
 STUDY = Study(
     "pa_da_nas_bench_201", nas_bench_201, "nas-bench-201", "cifar10_test_200",
-    {"uniform": UNIFORM, "pa-da": PA_DA, "fair": FAIR}, SETTINGS,
+    {"uniform": UNIFORM, "pa-da": PA_DA, "pa-da-whole": PA_DA_WHOLE, "fair": FAIR}, SETTINGS,
 )  # fmt: skip
 
 if __name__ == "__main__":

@@ -82,6 +82,13 @@ class Way:
 
 UNIFORM = Way("uniform (SPOS)")
 PA_DA = Way("PA&DA", {"sampler": "importance", "importance_shared": True, "data_sampler": "importance"})
+PA_DA_WHOLE = Way(
+    "PA&DA by the whole gradient's norm",
+    {
+        "sampler": "importance", "importance_whole": True, "importance_decay": 0.95, "data_sampler": "importance",
+        "importance_keep": True,
+    },
+)  # fmt: skip
 FAIR = Way("strict fairness (FairNAS)", {"sampler": "fair"}, paths=5)
 GM = Way("GM forest, two splits, four leaves", splits=(0.2, 0.4))
 GM_ONCE = Way("GM forest, one split, two leaves", splits=(1 / 3,))

@@ -95,8 +95,10 @@ class Scaling(TorchFunctionMode):
 
     def _add(self, func: Any, args: Any, kwargs: Any) -> Tensor:
         parts = list(_tensors(args))
-        scale = max(log_scale(one) for one in parts if float(one.detach().abs().max()) > 0 or len(parts) == 1)
-        aligned = [one * math.exp(log_scale(one) - scale) for one in parts]
+        # Zeros (a branch that nothing reaches) fit any scale, the largest of all and one far below theirs alike.
+        full = [one for one in parts if float(one.detach().abs().max()) > 0] or parts
+        scale = max(map(log_scale, full))
+        aligned = [one * math.exp(min(0.0, log_scale(one) - scale)) for one in parts]
         if isinstance(args[0], (tuple, list)):
             return _mark(func(aligned, *args[1:], **kwargs), scale)
         if len(aligned) != 2:

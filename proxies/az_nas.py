@@ -86,6 +86,8 @@ def _entropy(features: Tensor) -> float:
 def _trainability(before: Tensor, after: Tensor, rng: torch.Generator) -> float:
     """``2 - s - 1 / (s + 1e-6)``, ``s`` the largest singular value between what goes back in and what comes out."""
     signs = (torch.randint(0, 2, after.shape, generator=rng) * 2 - 1).to(after)
+    if not after.requires_grad:
+        return -math.inf  # nothing of the network's input is left
     found: tuple[Tensor | None, ...] = torch.autograd.grad(after, before, signs, retain_graph=True, allow_unused=True)
     back = found[0]
     if back is None:

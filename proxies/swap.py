@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nasq.errors import InputError
-from nasq.ranking import Needs, Passes, PassProxy, Recorder
+from nasq.ranking import Needs, Passes, PassProxy, Recorder, Repeats
 
 from ._initialise import gaussian
 
@@ -60,11 +60,11 @@ class Swap(PassProxy):
 
     def _patterns(self, passes: Passes, model: torch.nn.Module) -> int:
         x = passes.x[: self.samples]
-        found = _Patterns(len(x), passes.device)
+        found, repeats = _Patterns(len(x), passes.device), Repeats()
 
         def watch(before: Tensor) -> None:
-            if before.ndim == 4:
-                found.add(before > 0)
+            if before.ndim == 4:  # patterns of the same input again are no new ones
+                repeats.made(before, lambda one: found.add(one > 0))
 
         with torch.no_grad(), Recorder({}, on_relu=watch):
             passes.run(model, x, "float")

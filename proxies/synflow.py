@@ -86,4 +86,6 @@ class Synflow(PassProxy):
         logarithm, shares = passes.shared(f"flow {self.norms}", lambda: flow(passes, self.norms))
         if not shares:
             return float(logarithm)
-        return float(logarithm) + math.log(sum(float(one.sum()) for one in shares.values()))
+        share = sum(float(one.sum()) for one in shares.values())
+        # Only biases reach the outputs of a network whose input is cut off.
+        return float(logarithm) + math.log(share) if share else -math.inf

@@ -30,15 +30,18 @@ class Zen(PassProxy):
     reference = "Lin et al., ICCV 2021 (arXiv 2102.01063)"
 
     def measure(self, passes: Passes) -> float:
-        """The score of one draw of weights."""
+        """The score of one draw of weights; ``-inf`` where the features do not move at all."""
         model = passes.copy()
         gaussian(model, passes.generator("zen weights"))
         a = passes.noise(passes.x.shape, "zen input")
         moved = a + STEP * passes.noise(passes.x.shape, "zen step")
         with torch.no_grad():
             difference = (_features(passes, model, a) - _features(passes, model, moved)).abs()
+        moved_by = float(difference.flatten(1).sum(1).mean())
+        if moved_by == 0:
+            return -math.inf
         norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-        return math.log(float(difference.flatten(1).sum(1).mean())) + sum(_log_deviation(one) for one in norms)
+        return math.log(moved_by) + sum(_log_deviation(one) for one in norms)
 
 
 def _log_deviation(norm: _BatchNorm) -> float:

@@ -1,7 +1,7 @@
 """Scores and rankings: what a proxy is, and what every score has to be compared with."""
 
 from nasq.ranking.audits import Audit, ScoreAudit, audit
-from nasq.ranking.capture import Recorder, layers_of
+from nasq.ranking.capture import Recorder, Repeats, layers_of
 from nasq.ranking.copies import quantized_weights
 from nasq.ranking.passes import OBSERVATIONS, Passes
 from nasq.ranking.proxy import Batch, Needs, PassProxy, PoolProxy, Proxy, ranks
@@ -11,6 +11,6 @@ from nasq.ranking.table_names import OfficialNames, from_official_name, official
 
 __all__ = [
     "OBSERVATIONS", "Audit", "Batch", "Needs", "OfficialNames", "PassProxy", "Passes", "PoolProxy", "Proxy", "Recorder",
-    "ScoreAudit", "Table", "audit", "combine", "expand", "from_official_name", "layers_of", "official_name",
+    "Repeats", "ScoreAudit", "Table", "audit", "combine", "expand", "from_official_name", "layers_of", "official_name",
     "quantized_weights", "ranks", "score", "score_pool",
 ]  # fmt: skip

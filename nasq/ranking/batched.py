@@ -10,6 +10,7 @@ who take samples in pieces. Shapes: ``N`` samples, ``C`` input and ``O`` output 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -128,6 +129,8 @@ class _BoxSum(torch.autograd.Function):
 
 def _box(x: Tensor) -> Tensor:
     """Sums of 3x3 windows, zeros around."""
+    if x.dtype == torch.float32:  # as a convolution of single channels: one call, which float64 has no fast form of
+        return F.conv2d(x, _ones(x.shape[1]), None, 1, 1, 1, x.shape[1])
     rows = x.clone()
     rows[..., 1:] += x[..., :-1]
     rows[..., :-1] += x[..., 1:]
@@ -135,6 +138,20 @@ def _box(x: Tensor) -> Tensor:
     made[..., 1:, :] += rows[..., :-1, :]
     made[..., :-1, :] += rows[..., 1:, :]
     return made
+
+
+@functools.lru_cache(maxsize=16)
+def _ones(channels: int) -> Tensor:
+    """The weights of that convolution; never changed."""
+    with torch.inference_mode(False):  # what is kept may serve a pass with gradients later
+        return torch.ones(channels, 1, 3, 3)
+
+
+@functools.lru_cache(maxsize=16)
+def _shares(height: int, width: int, dtype: torch.dtype) -> Tensor:
+    """One over the number of pixels of each 3x3 window; never changed."""
+    with torch.inference_mode(False):
+        return _box(torch.ones(1, 1, height, width, dtype=dtype)).reciprocal_()
 
 
 def _avg_pool2d(
@@ -145,8 +162,7 @@ def _avg_pool2d(
     same = {3: {3, (3, 3)}, 1: {1, (1, 1)}}
     usual = kernel_size in same[3] and stride in same[1] and padding in same[1] and not count_include_pad
     if usual and divisor_override is None and input.device.type == "cpu" and input.ndim == 4:
-        share = _box(input.new_ones(1, 1, *input.shape[2:])).reciprocal_()
-        return _BoxSum.apply(input) * share  # type: ignore[no-any-return]
+        return _BoxSum.apply(input) * _shares(input.shape[2], input.shape[3], input.dtype)  # type: ignore[no-any-return]
     return F.avg_pool2d(input, kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override)
 
 

@@ -7,6 +7,7 @@ spatial dimensions.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from nasq.errors import InputError
 from nasq.ranking import batched
 
-__all__ = ["Call", "Recorder", "layers_of"]
+__all__ = ["Call", "Recorder", "Repeats", "layers_of"]
 
 Pair = tuple[int, int]
 
@@ -109,6 +110,24 @@ _RELUS = {
 }
 
 
+class Repeats:
+    """What was made of a tensor when it came before, unchanged: in a cell several branches apply ReLU to one input."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, tuple[weakref.ref[Tensor], int, Any]] = {}
+
+    def made(self, x: Tensor, make: Callable[[Tensor], Any]) -> tuple[Any, bool]:
+        """``make(x)`` and whether it is new: of the same values it is made once."""
+        if x.is_inference():  # such a tensor does not say whether it was changed
+            return make(x), True
+        source, version, value = self.known.get(id(x), (None, 0, None))
+        if source is not None and source() is x and version == x._version:
+            return value, False
+        value = make(x)
+        self.known[id(x)] = (weakref.ref(x), x._version, value)
+        return value, True
+
+
 class Recorder(TorchFunctionMode):
     """Observes what runs inside its ``with`` statement, and runs some of it in a faster form.
 
@@ -155,6 +174,9 @@ class Recorder(TorchFunctionMode):
         path = self._path(weight)
         if path is None or self.on_call is None:
             return func(x, weight, bias, *geometry)  # type: ignore[no-any-return]
+        if self.per_sample and x.device.type == "cpu" and not x.requires_grad and len(x) and not bool(x.any()):
+            # A branch that nothing reaches: every image has the same output, and no gradient with respect to the weight.
+            return func(x[:1], weight.detach(), bias, *geometry).expand(len(x), *[-1] * (x.ndim - 1)).clone()  # type: ignore[no-any-return]
         if self.per_sample:
             made = batched.convolve(func, x, weight.detach(), None if bias is None else bias.detach(), geometry)
         else:
@@ -182,8 +204,12 @@ class Recorder(TorchFunctionMode):
             raise InputError(
                 f"a BatchNorm of {x.shape[1]} channels sees a single value per channel (input {list(x.shape)}), whose "
                 "variance is 0: in training mode it is undefined for "
-                + ("one sample at a time. " if self.per_sample else "a batch of one. ")
-                + "Use larger images so that its map is larger than 1x1, or the variant with evaluation-mode BatchNorm."
+                + (
+                    "one sample at a time. Use larger images, so that its map is larger than 1x1, or "
+                    "GradSign(norm='running')."
+                    if self.per_sample
+                    else "a batch of one. Give more images, or larger ones, so that its map is larger than 1x1."
+                )
             )
         if training and self.per_sample:
             # A group of one channel: the mean and variance of each sample's own map.

@@ -19,6 +19,7 @@ All but ``signs`` come from one forward pass. ``signs`` is the pass in which eve
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import Any
@@ -31,7 +32,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nasq.elastic.base import elastic_modules
 from nasq.errors import InputError
-from nasq.ranking.capture import Call, Recorder, layers_of
+from nasq.ranking.capture import Call, Recorder, Repeats, layers_of
 from nasq.ranking.copies import private_copy, seeded
 from nasq.ranking.per_sample import stream_gradients
 
@@ -43,8 +44,13 @@ Batch = tuple[Tensor, Tensor | None]
 OBSERVATIONS = frozenset({"gradients", "curvature", "fisher", "input_gradients", "codes"})
 """What the shared pass over the whole batch can observe."""
 
-SAMPLES = 64
-"""Images of one piece where every image stands alone and nothing else is asked for."""
+SAMPLES = {"cpu": 32}
+"""Images of one piece where every image stands alone and nothing else is asked for; elsewhere 64.
+
+Larger pieces allocate blocks that the C library returns to the system after every use."""
+
+ROOM = {"cpu": 2_400_000}
+"""Bytes of one layer's gradients of single images that are made at once; elsewhere as many as a piece has."""
 
 
 class Observed:
@@ -183,7 +189,7 @@ class Passes:
         listed = ", ".join(f"{key}: {list(getattr(value, 'shape', []))}" for key, value in elements.items())
         raise InputError(
             f"the network returns a {type(made).__name__} of {len(elements)} ({listed}), and output={self.output!r} names "
-            "no tensor in it. Say which one holds the logits: output=INDEX."
+            "no tensor in it. Say which one holds the logits: output=INDEX ('nasq score --output INDEX')."
         )
 
     def loss(self, logits: Tensor, y: Tensor, reduction: str = "mean") -> Tensor:
@@ -272,7 +278,9 @@ class Passes:
 
         y = self.y
         signal = lambda logits, at: self.loss(logits, y[at], "sum")  # noqa: E731
-        stream_gradients(lambda x: self.run(model, x), layers, self.x, signal, take, self.chunk or SAMPLES)
+        kind = self.device.type
+        chunk = self.chunk or SAMPLES.get(kind, 64)
+        stream_gradients(lambda x: self.run(model, x), layers, self.x, signal, take, chunk, ROOM.get(kind))
         return totals
 
 
@@ -319,12 +327,14 @@ def _agreements(states: list[list[Tensor]]) -> tuple[Tensor, int]:
             "this proxy looks at ReLUs and the network ran none. Take a proxy that does not ('nasq proxies' lists them)."
         )
     total, units = None, 0
-    for parts in zip(*states, strict=True):
-        x = torch.cat(parts).flatten(1).float()
+    # ReLUs of one input have one and the same tensor of states, whose agreements count as often.
+    times = Counter(tuple(map(id, parts)) for parts in zip(*states, strict=True))
+    for parts in {tuple(map(id, parts)): parts for parts in zip(*states, strict=True)}.values():
+        x, often = torch.cat(parts).flatten(1).float(), times[tuple(map(id, parts))]
         both, on, width = x @ x.T, x.sum(1), x.shape[1]
-        agree = (2 * both - on[:, None] - on[None, :] + width).double()
+        agree = (2 * both - on[:, None] - on[None, :] + width).double() * often
         total = agree if total is None else total + agree
-        units += width
+        units += width * often
     assert total is not None
     return total, units
 
@@ -338,7 +348,7 @@ class _Part:
         self.curvature: dict[str, Tensor] = {}
         self.fisher: dict[str, Tensor] = {}
         self.input_gradients = torch.empty(0)
-        self.states: list[Tensor] = []
+        self.states, self.repeats = list[Tensor](), Repeats()
         self.calls: list[tuple[str, int, Tensor]] = []
         self.count = at.stop - at.start
         x = passes.x[at].detach().requires_grad_("input_gradients" in wanted)
@@ -354,8 +364,9 @@ class _Part:
         if wanted & {"gradients", "curvature", "fisher"}:
             self._weights(logits, passes.y[at], keep="input_gradients" in wanted)
         if "input_gradients" in wanted:
-            (found,) = torch.autograd.grad(logits.sum(), x)
-            self.input_gradients = found.flatten(1).detach()
+            # A network may have cut its input off (a cell without a path): its outputs are constant.
+            (found,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+            self.input_gradients = (torch.zeros_like(x) if found is None else found).flatten(1).detach()
 
     def _call(self, call: Call) -> Tensor:
         fan_in = call.weight[0].numel()
@@ -363,7 +374,7 @@ class _Part:
         return call.output.clone()  # an operation in place behind it may overwrite this one, not what is kept
 
     def _relu(self, x: Tensor) -> None:
-        self.states.append(x.detach() > 0)
+        self.states.append(self.repeats.made(x, lambda one: one.detach() > 0)[0])
 
     def _weights(self, logits: Tensor, y: Tensor, keep: bool) -> None:
         layers, second = self.passes.layers, "curvature" in self.wanted

@@ -32,6 +32,7 @@ def stream_gradients(
     signal: Callable[[Tensor, slice], Tensor],
     take: Take,
     chunk: int,
+    room: int | None = None,
 ) -> None:
     """Calls ``take(path, gradients [n, *weight shape], samples)`` for every layer and piece of samples.
 
@@ -44,17 +45,19 @@ def stream_gradients(
         signal: Of a piece's outputs and its place in ``x``, the sum over its samples of what is differentiated.
         take: The receiver.
         chunk: Samples of a piece. The gradients do not depend on it.
+        room: Bytes; a layer whose gradients of a piece take more hands them over in several parts where it can, so that
+            they stay in a processor's cache. ``None``: a piece's at once.
     """
     for at in range(0, len(x), chunk):
         place = slice(at, min(at + chunk, len(x)))
-        _Piece(layers, take, place).pass_through(run, x[place], signal)
+        _Piece(layers, take, place, room).pass_through(run, x[place], signal)
 
 
 class _Piece:
     """One piece of samples on its way through the network and back."""
 
-    def __init__(self, layers: Mapping[str, nn.Parameter], take: Take, place: slice) -> None:
-        self.layers, self.take, self.place = layers, take, place
+    def __init__(self, layers: Mapping[str, nn.Parameter], take: Take, place: slice, room: int | None) -> None:
+        self.layers, self.take, self.place, self.room = layers, take, place, room
         self.uses: dict[str, int] = {}
         self.sums: dict[str, Tensor] = {}
 
@@ -83,6 +86,15 @@ class _Piece:
         return replaced
 
     def _arrived(self, layer: str, weight: Tensor, inputs: Tensor, geometry: Any, gradient: Tensor) -> None:
+        only = self.uses[layer] == 1 and layer not in self.sums and weight is self.layers[layer]
+        step = self._step(weight)
+        if only and step < len(inputs):
+            self.uses[layer] = 0
+            for at in range(0, len(inputs), step):
+                with torch.no_grad():
+                    part = sample_gradients(inputs[at : at + step], gradient[at : at + step], weight, geometry)
+                self.take(layer, part, slice(self.place.start + at, self.place.start + at + len(part)))
+            return
         with torch.no_grad():
             found = sample_gradients(inputs, gradient, weight, geometry)
         if weight is not self.layers[layer]:
@@ -94,6 +106,11 @@ class _Piece:
             self.sums[layer] = found
         else:
             self.take(layer, found, self.place)
+
+    def _step(self, weight: Tensor) -> int:
+        """Samples whose gradients have room at once."""
+        whole = self.place.stop - self.place.start
+        return whole if self.room is None else max(1, self.room // (weight.numel() * weight.element_size()))
 
 
 def _through(used: Tensor, leaf: Tensor, gradients: Tensor) -> Tensor:

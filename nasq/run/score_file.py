@@ -73,9 +73,10 @@ class ScoreFile:
             repair: Whether a last line that a kill cut short is taken off; only one process may.
 
         Raises:
-            InputError: The file holds scores of other settings (names the first that differs), or something else.
+            InputError: The file holds scores of other settings (names the first that differs), or something else. One
+                that holds no score yet, since the first failed, takes the new settings.
         """
-        if not self.path.exists() or not self.path.read_bytes():
+        if not self.path.exists() or (self._is_empty() if repair else not self.path.read_bytes()):
             if repair:
                 write_json(self.described, self.settings)
                 write_text(self.path, _line(self.columns) + "\n")
@@ -85,6 +86,12 @@ class ScoreFile:
         if self.nodes.exists():
             _whole(self.nodes, repair)
         return {row["subnet_id"]: row for row in self._rows(whole.decode())}
+
+    def _is_empty(self) -> bool:
+        """Whether no row has been written: nothing at all, or a head that these settings or others have left."""
+        content = self.path.read_bytes()
+        head = content.startswith(",".join(FIRST).encode()) and content.count(b"\n") == 1 and content.endswith(b"\n")
+        return not content or (head and self.described.exists())
 
     def _same_settings(self) -> None:
         if not self.described.exists():
@@ -164,8 +171,9 @@ def read_nodes(path: Path) -> dict[str, NodeStatistics]:
     try:
         lines = nodes_file(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        why = "there is no such file" if isinstance(error, FileNotFoundError) else str(error)
         raise ArtifactError(
-            f"{path} has no node-wise statistics beside it ({nodes_file(path).name}): {error}. Make it with 'nasq score "
+            f"{path} has no node-wise statistics beside it ({nodes_file(path).name}): {why}. Make it with 'nasq score "
             "--nodes'."
         ) from error
     found = {}

@@ -75,7 +75,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cells", type=int, default=5, help="how many random cells")
     parser.add_argument("--images", type=int, default=128)
-    parser.add_argument("--chunk", type=int, default=32, help="images of one piece")
+    parser.add_argument("--chunk", type=int, help="images of one piece; default: as nasq chooses")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=2, help="the least time of so many runs counts")
     parser.add_argument("--seed", type=int, default=0)

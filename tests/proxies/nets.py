@@ -63,6 +63,25 @@ class Attentive(nn.Module):
         return self.head(tokens.mean(1))
 
 
+class Gaps(nn.Module):
+    """A branch that no image reaches, beside one that they all take, or (``cut``) all of them."""
+
+    def __init__(self, cut: bool = False) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.body = nn.Sequential(*(nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1)) for _ in range(2)))
+        self.empty = nn.Sequential(nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        self.after = nn.Conv2d(4, 4, 1)
+        self.head = nn.Linear(4, 5)
+        self.cut = cut
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        y = self.after(self.empty(torch.zeros_like(x)).relu_())
+        y = y + self.body(torch.zeros_like(x) if self.cut else x)
+        return self.head(y.relu().mean((2, 3)))
+
+
 def small() -> nn.Sequential:
     """What a quantized network can be made of."""
     return nn.Sequential(

@@ -19,7 +19,7 @@ from nasq.ranking.copies import private_copy
 from nasq.ranking.per_sample import stream_gradients
 from nasq.ranking.untrained import calibrate_untrained
 from tests.networks import images, quantized
-from tests.proxies.nets import Attentive, Batch, Mixed, batch, built, one_at_a_time, small
+from tests.proxies.nets import Attentive, Batch, Gaps, Mixed, batch, built, one_at_a_time, small
 
 
 def gradsign(model: nn.Module, given: Batch, **options: object) -> float:
@@ -30,7 +30,7 @@ def summed(rows: dict[str, Tensor]) -> float:
     return float(sum(one.sign().sum(0).abs().sum() for one in rows.values()))
 
 
-def streamed(model: nn.Module, given: Batch, chunk: int) -> dict[str, Tensor]:
+def streamed(model: nn.Module, given: Batch, chunk: int, room: int | None = None) -> dict[str, Tensor]:
     copied = private_copy(model)
     layers = layers_of(copied)
     for weight in layers.values():
@@ -41,22 +41,22 @@ def streamed(model: nn.Module, given: Batch, chunk: int) -> dict[str, Tensor]:
         found[path][at] = gradients
 
     signal = lambda logits, at: F.cross_entropy(logits, given[1][at], reduction="sum")  # noqa: E731
-    stream_gradients(copied, layers, given[0], signal, take, chunk)
+    stream_gradients(copied, layers, given[0], signal, take, chunk, room)
     return found
 
 
 @pytest.mark.parametrize("net", [Mixed, Attentive])
-@pytest.mark.parametrize("chunk", [1, 4, 6])
-def test_per_sample_gradients_equal_one_pass_per_sample(net: type[nn.Module], chunk: int) -> None:
+@pytest.mark.parametrize(("chunk", "room"), [(1, None), (4, None), (6, None), (4, 1), (6, 4000)])
+def test_per_sample_gradients_equal_one_pass_per_sample(net: type[nn.Module], chunk: int, room: int | None) -> None:
     model, (x, y) = built(net).double(), batch()
     given = (x.double(), y)
-    wanted, found = one_at_a_time(model, given), streamed(model, given, chunk)
+    wanted, found = one_at_a_time(model, given), streamed(model, given, chunk, room)
     assert wanted.keys() == found.keys()
     for path, one in wanted.items():
         torch.testing.assert_close(found[path], one, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("net", [Mixed, Attentive])
+@pytest.mark.parametrize("net", [Mixed, Attentive, Gaps])
 def test_the_score_equals_the_loop(net: type[nn.Module]) -> None:
     model, (x, y) = built(net), batch(9)
     exact = summed(one_at_a_time(model.double(), (x.double(), y)))
@@ -91,6 +91,19 @@ def test_the_gradient_of_every_convolution(geometry: tuple[tuple[int, int], ...]
     )  # type: ignore[arg-type]
     assert single.dtype == torch.float32
     torch.testing.assert_close(single.double(), found, rtol=1e-4, atol=1e-4)
+
+
+def test_branches_that_no_image_reaches_have_no_gradient() -> None:
+    """Their convolutions are not computed image by image; their biases and what follows them are."""
+    for cut in (False, True):
+        model, (x, y) = built(lambda cut=cut: Gaps(cut)).double(), batch()
+        with torch.no_grad():
+            model.empty[2].bias.fill_(0.5)
+        given = (x.double(), y)
+        wanted, found = one_at_a_time(model, given), streamed(model, given, 4)
+        assert not wanted["empty.1"].any() and wanted["after"].any() and wanted["body.0.1"].any() == (not cut)
+        for path, one in wanted.items():
+            torch.testing.assert_close(found[path], one, rtol=1e-9, atol=1e-12)
 
 
 def test_one_sample_counts_the_weights_that_have_a_gradient() -> None:

@@ -9,6 +9,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from nasq.proxies._scaled import Scaling, log_scale
 from nasq.proxies.alive_params import AliveParams
 from nasq.proxies.az_nas import AzNas, Expressivity, Progressivity, Trainability
 from nasq.proxies.epe_nas import EpeNas
@@ -37,7 +38,7 @@ from torch.nn import functional as F
 from nasq.errors import InputError
 from nasq.ranking import PassProxy, Proxy, ranks, score, score_pool
 from nasq.ranking.batched import FASTER
-from tests.proxies.nets import Batch, Mixed, batch, built, mean_gradients, small, weights
+from tests.proxies.nets import Batch, Gaps, Mixed, batch, built, mean_gradients, small, weights
 
 GRADIENT = [GradNorm(), Snip(), Plain(), Fisher(), Grasp()]
 
@@ -374,8 +375,51 @@ def test_the_faster_pooling_is_the_same_function_twice_differentiable() -> None:
     x = torch.randn(2, 3, 4, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
     fast = lambda x: FASTER[F.avg_pool2d](x, 3, 1, 1, False, False)  # noqa: E731
     torch.testing.assert_close(fast(x), F.avg_pool2d(x, 3, 1, 1, False, False))
+    torch.testing.assert_close(fast(x.float()), F.avg_pool2d(x.float(), 3, 1, 1, False, False))
     square = lambda x: fast(x * x)  # noqa: E731  # whose second derivative is not 0
     assert torch.autograd.gradcheck(square, (x,)) and torch.autograd.gradgradcheck(square, (x,))
+
+
+def test_a_network_whose_input_is_cut_off_has_scores_that_say_so() -> None:
+    """A cell without a path: its outputs are constant. No proxy may fail, since a sweep over a space meets such cells."""
+    model, given = built(lambda: Gaps(cut=True)), batch()
+    proxies = [Jacov(), EpeNas(), Zen(), Ntk(2), GradNorm(), Grasp(), Naswot(), Expressivity(), Trainability()]
+    found = score(proxies, model, given)
+    assert math.isnan(found["jacov"]) and math.isnan(found["epe_nas"])
+    assert found["zen"] == found["ntk"] == found["naswot"] == found["az_trainability"] == -math.inf
+    assert math.isfinite(found["grad_norm"] + found["grasp"] + found["az_expressivity"])
+    with torch.no_grad():
+        for module in (model.after, *(block[1] for block in model.body)):
+            module.bias.zero_()
+    assert value(Synflow(), model, given) == value(SynflowBN(), model, given) == -math.inf
+
+
+def test_synflow_adds_zeros_of_any_scale() -> None:
+    huge = torch.full((2, 3), 1e20, dtype=torch.float64)
+    with Scaling():
+        grown = F.linear(F.linear(huge, huge.new_full((3, 3), 1e20)), huge.new_full((3, 3), 1e300))
+        nothing = F.relu(F.linear(F.linear(huge, huge.new_full((3, 3), 1e20)), huge.new_full((3, 3), -1e300)))
+        assert log_scale(grown) > 700 and log_scale(nothing) == log_scale(grown)
+        twice, kept = nothing + nothing, huge + nothing
+    assert torch.equal(twice, torch.zeros_like(huge))
+    assert torch.equal(kept, huge) and log_scale(kept) == 0
+
+
+def test_relus_of_one_input_count_as_often_as_they_run() -> None:
+    class Twice(nn.Module):
+        def __init__(self, apart: bool) -> None:
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1)
+            self.head, self.apart = nn.Linear(4, 5), apart
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.first(x)
+            y = (x.clone() if self.apart else x).relu() + self.second(x).relu_().relu()
+            return self.head((x.relu() + y).mean((2, 3)))
+
+    one, two = built(lambda: Twice(False)), built(lambda: Twice(True))
+    proxies = [Naswot(), Swap(samples=4, repeats=2)]
+    assert score(proxies, one, batch()) == score(proxies, two, batch())
 
 
 def test_meco_eigenvalues() -> None:

@@ -107,7 +107,7 @@ def test_an_unknown_proxy_has_a_nearest_name() -> None:
 
 def test_a_batch_of_one_on_maps_of_one_pixel() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 8), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 5))
-    with pytest.raises(InputError, match=r"single value per channel .* a batch of one"):
+    with pytest.raises(InputError, match=r"single value per channel .* a batch of one. Give more images, or larger"):
         score([plugins.load("proxies", "snip")()], model, batch(1))
 
 

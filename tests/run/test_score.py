@@ -167,6 +167,18 @@ def test_values_that_are_not_finite_are_kept_and_counted(tmp_path: Path) -> None
     assert rows(tmp_path / "s.csv") == [{"subnet_id": "id", "name": "", "subnet": "{}", "a": "nan", "b": "-inf"}]
 
 
+def test_a_file_whose_first_score_failed_takes_other_settings(tmp_path: Path) -> None:
+    """Whoever is told to add --output after the first subnet failed gives the same --out again."""
+    path = tmp_path / "s.csv"
+    ScoreFile(path, ["a"], {"output": None}).open()
+    other = ScoreFile(path, ["a", "b"], {"output": 1})
+    assert other.open() == {}
+    other.add("id", "", "{}", {"a": 1.0, "b": 2.0})
+    assert list(other.open()) == ["id"]
+    with pytest.raises(InputError, match="other settings: output is 1 there and 0 here"):
+        ScoreFile(path, ["a", "b"], {"output": 0}).open()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"count": None}, "holds 979,776 subnets; .* Give --count N"), ({"count": 0}, "--count is 0"),

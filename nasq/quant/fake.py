@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from nasq.cuda.support import usable
+from nasq.quant.recompute import Again, session
 
 __all__ = ["fake_quantize", "gradient_scale", "released_scale"]
 
@@ -37,6 +38,11 @@ def _pieces(count: int) -> Iterator[slice]:
 
 def _dense(x: Tensor) -> bool:
     return x.is_contiguous() or (x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last))
+
+
+def _in_pieces(x: Tensor, step: Tensor) -> bool:
+    """One step for all on a CPU: plain numbers cost no synchronisation there, and the tensor can go in pieces."""
+    return step.numel() == 1 and x.device.type == "cpu" and _dense(x)
 
 
 def _round_pieces(x: Tensor, step: float, low: float, high: float) -> Tensor:
@@ -102,10 +108,11 @@ class _FakeQuantize(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float) -> Tensor:
-        # One step for all on a CPU: plain numbers cost no synchronisation there, and the tensor can go in pieces.
-        ctx.pieces = step.numel() == 1 and x.device.type == "cpu" and _dense(x)
-        ctx.bounds, ctx.scale = (low, high), scale
+    def forward(
+        ctx: Any, x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float, again: Again | None
+    ) -> Tensor:
+        ctx.pieces = _in_pieces(x, step)
+        ctx.bounds, ctx.scale, ctx.again = (low, high), scale, again
         ctx.kernels = _served(x, step, low, high)
         if ctx.kernels:
             from nasq.cuda import rounding
@@ -117,8 +124,8 @@ class _FakeQuantize(torch.autograd.Function):
             y = x / step.to(x.dtype)
             y.clamp_(low, high).round_().mul_(step.to(x.dtype))  # type: ignore[arg-type]
         # In fp32 memory is what a quantized step lacks; in bf16, which halves it, time counts more.
-        again = ctx.kernels or (ctx.pieces and x.dtype == torch.float32)
-        ctx.save_for_backward(x, None if again else y, step)
+        forgotten = ctx.kernels or (ctx.pieces and x.dtype == torch.float32)
+        ctx.save_for_backward(x, None if forgotten else y, step)
         return y
 
     @staticmethod
@@ -126,6 +133,8 @@ class _FakeQuantize(torch.autograd.Function):
         (g,) = grads
         x, y, step = ctx.saved_tensors
         low, high = ctx.bounds
+        if ctx.again is not None:  # the layer behind has just used it
+            y = ctx.again.take()
         # Second derivatives need operations that autograd follows; they are not done in pieces.
         if ctx.kernels and not torch.is_grad_enabled():
             inside, grad_step, grad_zero = _backward_kernels(g, x, step, low, high)
@@ -143,7 +152,7 @@ class _FakeQuantize(torch.autograd.Function):
             grad_zero = outside * step
         # Both bounds are (integer - zero_point): moving the zero-point moves what is clipped, by one step.
         grad_low = grad_zero.sum_to_size(low.shape) * ctx.scale if isinstance(low, Tensor) else None
-        return inside, grad_step / step * ctx.scale, grad_low, None, None
+        return inside, grad_step / step * ctx.scale, grad_low, None, None, None
 
 
 def fake_quantize(x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float = 1.0) -> Tensor:
@@ -159,7 +168,14 @@ def fake_quantize(x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float
     Returns:
         Values on the grid, in the dtype of ``x``. The gradient of ``x`` is 1 inside the range and 0 outside.
     """
-    result: Tensor = _FakeQuantize.apply(x, step, low, high, scale)
+    active = session()
+    if active is None or x.dtype != torch.float32 or not _in_pieces(x, step):
+        plain: Tensor = _FakeQuantize.apply(x, step, low, high, scale, None)
+        return plain
+    source, numbers = x.detach(), (float(step.detach()), *(float(torch.as_tensor(b).detach()) for b in (low, high)))
+    again = Again(lambda: _round_pieces(source, *numbers))
+    result: Tensor = _FakeQuantize.apply(x, step, low, high, scale, again)
+    active.note(result, again)
     return result
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet, UniformSampler
 from nasq.errors import InputError, TrainingError
+from nasq.quant.recompute import recomputed
 from nasq.training import checkpoint, samplers
 from nasq.training.config import TrainConfig
 from nasq.training.distributed import World
@@ -295,7 +296,7 @@ class Trainer:
         return logits.float()
 
     def _forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), recomputed():
             logits = self.supernet(images) if self.mode is None else self.supernet(images, mode=self.mode)
         assert isinstance(logits, Tensor)
         return (

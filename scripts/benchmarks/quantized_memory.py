@@ -10,6 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -20,8 +21,16 @@ from torch.nn import functional as F
 import nasq
 from nasq.deploy.bench import environment
 from nasq.quant import calibrate, quantize
+from nasq.quant.recompute import recomputed, session
 
-CASES = ("fp32", "quantized fp32", "quantized fp32, sums of 8 bits", "quantized bf16", "quantized bf16, sums of 8 bits")
+CASES = (
+    "fp32",
+    "quantized fp32",
+    "quantized fp32, all kept",
+    "quantized fp32, sums of 8 bits",
+    "quantized bf16",
+    "quantized bf16, sums of 8 bits",
+)
 
 
 def build(case: str) -> nn.Module:
@@ -55,13 +64,15 @@ def measure(case: str, batch: int) -> dict[str, int]:
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
+        active, storage = session(), tensor.untyped_storage()
+        # What a tensor that is made again is made of is kept by the quantizer that makes it.
+        if (active is None or active.find(tensor) is None) and storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def loss(count: int = batch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in case):
+    def loss(count: int = batch, hooks: AbstractContextManager[None] | None = None) -> Tensor:
+        keeping = nullcontext() if "all kept" in case else recomputed()
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in case), keeping, hooks or nullcontext():
             return F.cross_entropy(network(x[:count]).float(), y[:count])
 
     # Gradients and the runtime's own buffers exist from here on; memory once used by a whole batch would stay resident.
@@ -70,8 +81,7 @@ def measure(case: str, batch: int) -> dict[str, int]:
     before = resident("VmRSS")
     loss().backward()
     peak = resident("VmHWM") - before
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        value = loss()
+    value = loss(hooks=torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one))
     del value
     return {"kept_bytes": sum(kept.values()), "peak_bytes": peak}
 

@@ -1,7 +1,8 @@
 """Time of a quantized training step and of calibration, as ratios to plain fp32 in one run.
 
 ResNet-20 for CIFAR-10 (He et al. 2016, parameter-free shortcuts), batch 256, random inputs: speed does not depend on the
-weights' values. ``--sum-bits 8`` keeps the residual stream at 8 bits and requantizes what convolutions read of it.
+weights' values. As in training, quantized activations are made again in the backward pass. ``--sum-bits 8`` keeps the
+residual stream at 8 bits and requantizes what convolutions read of it.
 Usage: ``python -m scripts.benchmarks.quantized_step [--threads 2] [--sum-bits 8]``.
 """
 
@@ -13,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from nasq.search_spaces.resnet import resnet20
@@ -22,11 +24,12 @@ from torch.nn import functional as F
 import nasq
 from nasq.deploy.bench import environment
 from nasq.quant import calibrate, quantize
+from nasq.quant.recompute import recomputed
 
 
-def step(model: nn.Module, x: Tensor, y: Tensor, bf16: bool) -> None:
+def step(model: nn.Module, x: Tensor, y: Tensor, bf16: bool, keep: bool = False) -> None:
     model.zero_grad(set_to_none=True)
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), nullcontext() if keep else recomputed():
         loss = F.cross_entropy(model(x).float(), y)
     loss.backward()
 
@@ -66,8 +69,9 @@ def main() -> None:
     last = x.contiguous(memory_format=torch.channels_last)
     times = interleaved(
         {
-            "fp32": lambda: step(plain, x, y, False),
+            "fp32": lambda: step(plain, x, y, False, keep=True),
             "quantized fp32": lambda: step(supernet, x, y, False),
+            "quantized fp32, all kept": lambda: step(supernet, x, y, False, keep=True),
             "quantized fp32 channels_last": lambda: step(supernet, last, y, False),
             "quantized bf16 channels_last": lambda: step(supernet, last, y, True),
         },

@@ -113,6 +113,7 @@ def pick(
     quiet: Quiet = False,
 ) -> None:
     """The best evaluated subnet within limits, without searching again."""
+    from nasq.errors import InputError
     from nasq.run.directory import RunDirectory
     from nasq.run.search import search_results
     from nasq.search import parse_bound, pick_knee
@@ -125,6 +126,12 @@ def pick(
     }  # fmt: skip
     texts = [*(limit or []), *(f"{name}<={value}" for name, value in limits.items() if value is not None)]
     known = records[0].values if records else {}
+    if max_latency_ms is not None and "latency" not in known:
+        other = "--limit 'predicted_latency<=...'" if "predicted_latency" in known else "another limit"
+        raise InputError(
+            f"the search in {directory} did not measure latency: it is none of its objectives. Give {other}, or search "
+            "with latency in search.objectives."
+        )
     bounds = [parse_bound(text, known) for text in texts]
     record = (pick_knee if at_knee else pick_record)(records, goals, bounds)
     rows: list[dict[str, object]] = [{"name": name, "value": value} for name, value in record.values.items()]

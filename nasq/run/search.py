@@ -43,6 +43,7 @@ from nasq.search import (
 from nasq.search.algorithms import make_algorithm
 from nasq.search.algorithms.generational import Common
 from nasq.search.cascade import Cascade
+from nasq.search.objectives import Direction
 from nasq.search.workers import Dispatcher
 from nasq.space import Subnet
 
@@ -63,17 +64,32 @@ def _measures(workshop: Workshop) -> dict[str, Measure]:
 
 
 _UNITS = {"bytes": "B"}
+_LARGER = {"compression"}
+"""Costs of which more is better."""
+_DIRECTIONS = "Give the name alone: accuracy and compression are maximized, everything else is minimized."
 _ACCURACY, _LATENCY, _PREDICTED = "accuracy", "latency", "predicted_latency"
 
 
 def constraints_of(workshop: Workshop) -> list[Constraint]:
     """The run's hard constraints."""
-    return parse_constraints(workshop.config.search.constraints, _measures(workshop))
+    return _limits(workshop, workshop.config.search.constraints)
+
+
+def _limits(workshop: Workshop, texts: Sequence[str]) -> list[Constraint]:
+    """Constraints on costs; refuses one that no network keeps."""
+    found = parse_constraints(texts, _measures(workshop))
+    for limit in found:
+        if limit.upper is not None and limit.upper < 0:
+            raise InputError(
+                f"the limit {str(limit)!r} leaves nothing: {limit.name} is never negative. Give a positive limit, such "
+                f"as '{limit.name}<=20k'."
+            )
+    return found
 
 
 def explanation(workshop: Workshop, others: Sequence[str] = ()) -> Explanation | None:
     """How much of the space survives the run's constraints, or ``others``; ``None`` without constraints."""
-    constraints = parse_constraints(others, _measures(workshop)) if others else constraints_of(workshop)
+    constraints = _limits(workshop, others or workshop.config.search.constraints)
     if not constraints:
         return None
     return explain(workshop.supernet.space, constraints, np.random.default_rng(workshop.config.seed))
@@ -95,7 +111,7 @@ def require_objectives(workshop: Workshop) -> None:
         raise InputError(f"search.objectives is empty; give at least one of {', '.join(allowed)}.")
     for name in names:
         if name not in allowed:
-            raise choose_from("objective", name, allowed)
+            raise choose_from("objective", name, allowed, _DIRECTIONS)
         if names.count(name) > 1:
             raise InputError(f"search.objectives holds {name!r} twice; name each objective once.")
     if workshop.config.search.algorithm == "nsga3" and len(names) < 2:
@@ -138,10 +154,12 @@ def _objectives(workshop: Workshop, evaluation: Evaluation) -> list[Objective]:
     if table is not None:
         predicted = predicted_latency(workshop, evaluation, table)
         measured[_PREDICTED] = Objective(_PREDICTED, "ms", "minimize", predicted)
-    return [
-        measured.get(name) or Objective(name, known[name].unit, "minimize", known[name].function, on="rows")
-        for name in workshop.config.search.objectives
-    ]
+    return [measured.get(name) or _cost_objective(known[name]) for name in workshop.config.search.objectives]
+
+
+def _cost_objective(cost: Measure) -> Objective:
+    direction: Direction = "maximize" if cost.name in _LARGER else "minimize"
+    return Objective(cost.name, cost.unit, direction, cost.function, on="rows")
 
 
 def evaluator_of(workshop: Workshop, evaluation: Evaluation) -> tuple[list[Objective], ObjectiveEvaluator | Cascade]:

@@ -227,7 +227,7 @@ def collect(run: RunDirectory) -> ReportData:
             search = _search(goals, records, found.get("subnet"))
             cards += _search_cards(goals, records)
     versions = {key: str(value) for key, value in where.get("versions", {}).items()}
-    machine = {key: str(value) for key, value in where.items() if key not in {"versions"}}
+    machine = {key: _plain(value) for key, value in where.items() if key not in {"versions"}}
     return ReportData(
         title=f"{config.space} on {config.target}",
         summary="A joint search of architecture and bit-widths; every accuracy below is that of integer arithmetic.",
@@ -246,6 +246,13 @@ def collect(run: RunDirectory) -> ReportData:
         versions=versions,
         machine=machine,
     )
+
+
+def _plain(value: Any) -> str:
+    """For people: ``{"a": ["b", "c"]}`` is ``a: b, c``, several keys on one line."""
+    if isinstance(value, Mapping):
+        return "; ".join(f"{name}: {_plain(one)}" for name, one in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def report(run: RunDirectory) -> Path:

@@ -116,9 +116,10 @@ class SharedStudy:
         names = sorted(one.study_name for one in studies)
         chosen = [one for one in studies if name is None or one.study_name == name]
         if len(chosen) != 1:
-            what = "no study" if name is None and not studies else f"no study {name!r}" if name else "several studies"
+            what = f"no study {name!r}" if name and studies else "several studies" if studies else "no study"
+            listed = f"; it has: {', '.join(names)}" if names else ""
             raise InputError(
-                f"the storage holds {what}; it has: {', '.join(names) or 'none'}. Begin one with 'nasq search RUN "
+                f"the storage holds {what}{listed}. Begin one with 'nasq search RUN "
                 "--storage URL', or choose one with --study NAME."
             )
         facts = chosen[0].user_attrs[_FACTS]

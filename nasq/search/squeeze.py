@@ -11,13 +11,14 @@ from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nasq.search.objectives import Constraint, Rows, feasible
 
 if TYPE_CHECKING:
     from nasq.space import Option, SearchSpace, Subnet
 
-__all__ = ["BITS", "squeeze", "squeezed_rows", "uniform_bits", "uniform_starts"]
+__all__ = ["BITS", "are_bits", "squeeze", "squeezed_rows", "uniform_bits", "uniform_starts"]
 
 BITS = ("weight_bits", "activation_bits")
 """The last parts of the names of choices that are bit-widths (see :func:`nasq.quant.quantize`)."""
@@ -25,6 +26,11 @@ BITS = ("weight_bits", "activation_bits")
 
 def _kind(name: str) -> str:
     return name.rpartition(".")[2]
+
+
+def are_bits(space: SearchSpace) -> NDArray[np.bool_]:
+    """Which choices of a space are bit-widths, ``[choices]``."""
+    return np.array([_kind(name) in BITS for name in space.names], dtype=bool)
 
 
 def uniform_bits(space: SearchSpace, weight: Option, activation: Option) -> dict[str, Option]:

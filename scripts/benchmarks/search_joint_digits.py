@@ -8,12 +8,13 @@ their evaluations on each: first architectures at fixed bits everywhere, then bi
 * ``joint``: one search, from random subnets.
 * ``joint, uniform starts``: one search that begins as a run's search does, with the largest subnets within the limits that
   have the same bits everywhere.
-* ``joint, spread starts``: one search whose first generation ranges from few to many BitOPs, with sizes and bits drawn around
-  levels of their own, so that large architectures with few bits are there as well as small ones with many.
+* ``joint, spread starts``: one search with ``spread_starts``: its first generation ranges from few to many BitOPs, with sizes
+  and bits around levels of their own, so that large architectures with few bits are there as well as small ones with many.
 * ``8 bits, best``: stage 1 at 8 bits, where an architecture only has to fit with the fewest bits; then bits for the most
   accurate one.
 * ``8 bits, three``: the same, then bits for three architectures of its front.
 * ``4 bits, three``: stage 1 at 4 bits within the limits, so that stage 1 counts as well; then bits for three.
+* ``4 bits, best``: the same, then bits for the most accurate one.
 
 Accuracy is that of integer arithmetic with BatchNorm statistics of each subnet's own; it is kept on disk, so that no
 subnet is evaluated twice over all searches, and a killed benchmark goes on.
@@ -42,8 +43,6 @@ from nasq.run.kept import KeptValues
 from nasq.run.sharing import facts_of
 from nasq.search import NSGA2, Constraint, Objective, hypervolume
 from nasq.search.algorithms.fitness import fitness
-from nasq.search.feasible import spread
-from nasq.search.objectives import feasible
 from nasq.search.squeeze import BITS, uniform_starts
 from nasq.space import SearchSpace, Subnet
 from scripts.benchmarks.nas_bench_201_table import Lines
@@ -57,6 +56,7 @@ KINDS = {
     "joint, spread starts": (None, 2),
     "8 bits, best": (8, 1),
     "4 bits, three": (4, 3),
+    "4 bits, best": (4, 1),
     "8 bits, three": (8, 3),
 }
 """Bits of stage 1 and the architectures that get bits in stage 2; or none, and whether there are starts."""
@@ -148,9 +148,15 @@ class Digits:
             Constraint(name, "", self.cost(name, space, fewest), upper=most) for name, most in self.limits.items()
         ]
         initial = uniform_starts(space, limits) if starts == 1 else []
-        if starts == 2:
-            initial = self._spread(limits, bitops, population, np.random.default_rng([seed, 7]))
-        algorithm = NSGA2(space, goals, limits, population=min(population, count), seed=seed, initial=initial)
+        algorithm = NSGA2(
+            space,
+            goals,
+            limits,
+            population=min(population, count),
+            seed=seed,
+            initial=initial,
+            spread_starts=starts == 2,
+        )
         found: list[tuple[Subnet, float, float]] = []
         while len(found) < count and (asked := algorithm.ask()):
             for subnet, cost in zip(asked, bitops(space.to_rows(asked)).tolist(), strict=True):
@@ -159,17 +165,6 @@ class Digits:
                 if len(found) < count:
                     found.append((subnet, value, cost))
         return found
-
-    def _spread(
-        self, limits: Sequence[Constraint], bitops: Callable[[Rows], Floats], count: int, rng: np.random.Generator
-    ) -> list[Subnet]:
-        """Feasible subnets that are evenly spaced in BitOPs; sizes lean to one level, bits to another."""
-        sizes, bits = (spread(self.space, 8192, rng) for _ in range(2))
-        columns = np.array([self.is_bits(name) for name in self.space.names])
-        rows = self.space.canonical(np.where(columns, bits, sizes))
-        rows = rows[feasible(limits, rows)]
-        rows = rows[np.argsort(bitops(rows), kind="stable")]
-        return list(self.space.to_subnets(rows[np.unique(np.linspace(0, len(rows) - 1, count).round().astype(int))]))
 
     def within(self, subnet: Subnet) -> bool:
         """Whether a subnet keeps the limits."""

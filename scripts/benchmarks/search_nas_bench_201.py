@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "optuna_nsga2": {"population": 20},
     "predictor_forest": {"population": 10, "batch": 10},
     "predictor_boosted": {"population": 10, "batch": 10},
+    "predictor_cqap": {"population": 10, "batch": 10},
     "bananas": {"population": 10, "batch": 5},
     "successive_halving": {"population": 96, "eta": 16, "lowest": 1 / 16},
     "hyperband": {"population": 96, "eta": 16, "lowest": 1 / 16},

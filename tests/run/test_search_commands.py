@@ -10,6 +10,9 @@ import optuna
 import pytest
 
 from nasq.files import read_json, write_json
+from nasq.run.assemble import assemble
+from nasq.run.directory import RunDirectory
+from nasq.run.search import Evaluation, evaluator_of
 from nasq.search import hypervolumes, load_results, pick_knee
 from nasq.search.storage import open_storage
 from tests.run.tiny import Call, Run, refused, subnets
@@ -83,9 +86,18 @@ def test_pick_knows_the_knee_and_every_cost(finished: Run, call: Call) -> None:
     least = min(record.values["macs"] for record in records)
     found = json.loads(call("pick", finished.directory, "--max-macs", least, "--json").out)
     assert found["values"]["macs"] == least
-    refused(call("pick", finished.directory, "--max-latency-ms", "5"), "'latency'", "accuracy")
+    refused(call("pick", finished.directory, "--max-latency-ms", "5"), "did not measure latency", "search.objectives")
     volumes = hypervolumes(records, goals)
     assert volumes == sorted(volumes) and len(volumes) == len(records)
+
+
+@pytest.mark.parametrize(("name", "direction"), [("bytes", "minimize"), ("compression", "maximize")])
+def test_costs_are_minimized_and_compression_is_maximized(finished: Run, name: str, direction: str) -> None:
+    config = RunDirectory.open(finished.directory).config()
+    config = config.model_copy(update={"search": config.search.model_copy(update={"objectives": (name,)})})
+    workshop = assemble(config)
+    (goal,), _ = evaluator_of(workshop, Evaluation(workshop))
+    assert (goal.name, goal.direction) == (name, direction)
 
 
 def test_a_search_begins_with_the_front_of_another_run(finished: Run, copied: Path, call: Call) -> None:

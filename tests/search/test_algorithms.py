@@ -184,8 +184,12 @@ def test_assistance_moves_proposals_towards_its_score(name: str) -> None:
 def test_names_and_settings_are_checked() -> None:
     with pytest.raises(InputError, match=r"unknown search algorithm 'nsga4'. Did you mean 'nsga[23]'\?"):
         make("nsga4")
-    with pytest.raises(InputError, match=r"'random' does not take these settings: .*crossover_rate"):
+    with pytest.raises(InputError, match=r"unknown setting 'crossover_rate'.* These are what 'random' takes"):
         make("random", crossover_rate=0.5)
+    with pytest.raises(
+        InputError, match=r"unknown setting 'keepfront'. Did you mean 'keep_front'\? Allowed: crossover_rate, "
+    ):
+        make("nsga2", keepfront=True)
     with pytest.raises(InputError, match="'hyperband' evaluates subnets in part"):
         make_algorithm("hyperband", conditional(), [Objective("quality", "", "maximize", quality)])
     with pytest.raises(InputError, match="the batch is 0 subnets"):

@@ -9,6 +9,7 @@ import pytest
 from nasq.errors import ArtifactError, InfeasibleError, InputError, NasqError
 from nasq.search import NSGA2, Objective, ObjectiveEvaluator, RandomSearch, hypervolume
 from nasq.search.algorithms import Generational
+from nasq.search.feasible import spread
 from nasq.space import Choice, SearchSpace, Subnet
 
 from .toy import ACCURACY, Costs, joint_space, limit, objective
@@ -138,6 +139,36 @@ def test_a_kept_front_loses_nothing_that_is_not_dominated() -> None:
     assert len(parents(False)[0]) == 4
     with pytest.raises(InputError, match="begun with keep_front = False and is continued with True"):
         make(keep_front=True).load_state_dict(make().state_dict())
+
+
+def test_spread_starts_range_over_costs_with_bits_on_their_own() -> None:
+    algorithm = make(upper=None, population=24, spread_starts=True)
+    assert isinstance(algorithm, NSGA2)
+    space = algorithm.space
+    cost = objective(Costs(space)).measure
+    asked = cost(space.to_rows(algorithm.ask()))
+    others = np.quantile(cost(algorithm._two_levels(np.random.default_rng(1))), [0.25, 0.5, 0.75])
+    assert len(asked) == 24 and (np.diff(asked) >= 0).all()
+    assert all(5 <= count <= 7 for count in np.bincount(np.searchsorted(others, asked)))
+    columns = [space.names.index(name) for name in ("b0.width", "b0.activation_bits")]
+    one = np.corrcoef(spread(space, 4000, np.random.default_rng(0))[:, columns], rowvar=False)[0, 1]
+    two = np.corrcoef(algorithm._two_levels(np.random.default_rng(0))[:, columns], rowvar=False)[0, 1]
+    assert one > 0.3 and abs(two) < 0.1
+    with pytest.raises(InputError, match="begun with spread_starts = False and is continued with True"):
+        make(spread_starts=True).load_state_dict(make().state_dict())
+
+
+def test_a_state_from_before_a_setting_existed_goes_on_where_it_is_off() -> None:
+    begun = make()
+    drive(begun, 2)
+    state = begun.state_dict()
+    for name in ("keep_front", "spread_starts"):
+        del state["settings"][name]
+    later = make()
+    later.load_state_dict(state)
+    assert later.ask() == begun.ask()
+    with pytest.raises(InputError, match="begun with spread_starts = None and is continued with True"):
+        make(spread_starts=True).load_state_dict(state)
 
 
 def test_one_objective_is_climbed() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -103,14 +104,21 @@ def make_algorithm(
             "or take an algorithm with full evaluations alone, such as 'tpe'."
         )
     given: dict[str, Any] = {**entry.settings, **settings}
+    allowed = _own_settings(entry.kind)
+    for setting in settings:
+        if setting not in allowed:
+            raise choose_from("setting", setting, allowed, f"These are what {name!r} takes.")
     common: Common = {"population": population, "batch": batch, "seed": seed, "initial": initial, "assist": assist}
-    try:
-        algorithm = entry.kind(space, objectives, constraints, **common, **given)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise InputError(f"{name!r} does not take these settings: {error}.") from error
+    algorithm = entry.kind(space, objectives, constraints, **common, **given)
     if isinstance(algorithm, Hyperband):
         assert partial is not None
         return FullFidelity(algorithm, partial)
     return algorithm
+
+
+def _own_settings(kind: Callable[..., Generational]) -> set[str]:
+    """What an algorithm takes beyond what all of them take: the keyword-only arguments of its class and their bases."""
+    assert isinstance(kind, type)
+    signatures = [inspect.signature(vars(one)["__init__"]) for one in kind.__mro__ if "__init__" in vars(one)]
+    named = {p.name for each in signatures for p in each.parameters.values() if p.kind is p.KEYWORD_ONLY}
+    return named - Common.__annotations__.keys()

@@ -72,7 +72,8 @@ def require_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> N
     if not isinstance(saved, Mapping):
         raise ArtifactError("the saved state of the search is damaged: it has no settings.")
     for name, value in settings.items():
-        if saved.get(name) != value:
+        # What an older version did not have was off: a state without it goes on where it is off now.
+        if (saved.get(name) or None) != (value or None):
             raise InputError(
                 f"this search was begun with {name} = {saved.get(name)!r} and is continued with {value!r}. Use "
                 "the same setting, or another directory."

@@ -89,11 +89,17 @@ def session() -> _Session | None:
 
 
 @contextlib.contextmanager
-def recomputed() -> Iterator[None]:
+def recomputed(enabled: bool = True) -> Iterator[None]:
     """Inside, a forward pass keeps no quantized activations in fp32 on a CPU; the gradients are the same bits.
 
     Function transforms (``torch.func``) do not work inside.
+
+    Args:
+        enabled: Whether to do anything at all.
     """
+    if not enabled:
+        yield
+        return
     active = _Session()
     token = _ACTIVE.set(active)
     try:

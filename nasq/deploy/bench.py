@@ -103,10 +103,10 @@ def bench_bundle(
 ) -> BenchReport:
     """Times a bundle's file beside the same subnet in float formats, and compares their sizes.
 
-    Candidates: ``onnxruntime int8`` (the shipped file, on the runtime of its target), and with a ``float_model``
-    ``torch fp32`` and ``onnxruntime fp32``, or other ``forms``; with an ``integer_model`` ``torch integers``. Quantized
-    candidates must equal the reference on the very batch they are timed on; where the target does not promise that, they
-    must give the reference's classes.
+    Candidates: ``onnxruntime int8`` (the shipped file, on the runtime of its target; ``inductor int8`` is its program,
+    compiled), and with a ``float_model`` ``torch fp32`` and ``onnxruntime fp32`` (``inductor fp32``), or other ``forms``;
+    with an ``integer_model`` ``torch integers``. Quantized candidates must equal the reference on the very batch they are
+    timed on; where the target does not promise that, they must give the reference's classes.
 
     Args:
         directory: The bundle.
@@ -137,7 +137,7 @@ def bench_bundle(
         meter, why = energy.rapl()
         for batch in batch_sizes:
             x = pool[:batch]
-            candidates = _candidates(files, engine, float_model, integer_model, forms, threads, session, batch)
+            candidates = _candidates(program, files, engine, float_model, integer_model, forms, threads, session, batch)
             verify = _verifiers(Reference(directory).run(x), program, candidates, x)
             peaks = {name: _memory(name, files, candidates[name], x, threads) for name in candidates}
             timings = bench(candidates, x, warmup=warmup, repeats=repeats, verify=verify)
@@ -206,6 +206,7 @@ def _files(
 
 
 def _candidates(
+    program: Program,
     files: Mapping[str, Path],
     engine: Engine,
     float_model: torch.nn.Module | None,
@@ -225,8 +226,11 @@ def _candidates(
     options = {form.name: form.session for form in float_forms.runtime_forms(engine.name, ("fp32", *forms))}
     for name, path in files.items():
         form = name.removeprefix(f"{engine.name} ")
-        runtime = engine.open_fixed(path, threads, {**session, **options.get(form, {})}, batch)
+        runs = engine.runs(program, path)
+        runtime = engine.open_fixed(runs, threads, {**session, **options.get(form, {})}, batch)
         found[name] = runtime.run if form == "int8" else runtime.logits
+    if engine.rebuilds and float_model is not None:
+        found[f"{engine.name} fp32"] = float_forms.compiled_form(float_model)
     return found
 
 
@@ -320,9 +324,11 @@ def _sizes(
 
         state = {name: value.detach().clone().contiguous() for name, value in float_model.state_dict().items()}
         sizes["fp32 model.safetensors"] = len(save(state))
-        sizes["fp32 model.onnx"] = files[f"{engine.name} fp32"].stat().st_size
+        if f"{engine.name} fp32" in files:
+            sizes["fp32 model.onnx"] = files[f"{engine.name} fp32"].stat().st_size
         for name in (bundle.WEIGHTS, MODEL):
-            sizes[f"ratio {name}"] = sizes[name] / sizes[f"fp32 {name}"]
+            if f"fp32 {name}" in sizes:
+                sizes[f"ratio {name}"] = sizes[name] / sizes[f"fp32 {name}"]
     return sizes
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +12,7 @@ from numpy.typing import NDArray
 from safetensors import numpy as safetensors
 
 from nasq import files
-from nasq.deploy import bundle, readback, storage
-from nasq.deploy.engines import Engine, engine_of
+from nasq.deploy import bundle, cuts, readback, storage
 from nasq.deploy.parity import MODEL
 from nasq.deploy.reference import Reference
 from nasq.errors import ArtifactError
@@ -47,27 +48,26 @@ def keep(directory: Path, images: NDArray[np.float32], into: Path, count: int = 
         raise ArtifactError(f"{directory / MODEL} has {len(file.layers)} layers, the bundle {len(program.ops)}.")
     sample = images[:count]
     values = reference.run(sample, every=True)
-    names = {layer.output: op.output.name for layer, op in zip(file.layers, program.ops, strict=True)}
     for first in (None, 0):  # each layer alone, then everything up to it
         for index, op in enumerate(program.ops):
             read = file.layers[index].inputs if first is None else file.layers[0].inputs
-            feeds: dict[str, NDArray[Any]] = {name: values[names[name]] if name in names else sample for name in read}
+            feeds = cuts.feeds(file, program, values, sample, read)
             expected = values[op.output.name][: 1 if isinstance(op, Constant) else None]
-            model = file.cut(index, first)
-            found = _difference(engine_of(program), model, feeds, expected)
+            part = partial(cuts.alone, file, program, values, sample, index)
+            found = _difference(part if first is None else partial(cuts.up_to, file, program, sample, index), expected)
             if found is not None:
                 note = {"layer": op.path, "operation": op.kind, "index": index, "alone": first is None, **found[1]}
-                _write(into, model, {**feeds, "expected": expected, "got": found[0]}, note)
+                _write(into, file.cut(index, first), {**feeds, "expected": expected, "got": found[0]}, note)
                 return into
     return None
 
 
 def _difference(
-    engine: Engine, model: bytes, feeds: dict[str, NDArray[Any]], expected: NDArray[np.uint8]
+    run: Callable[[], NDArray[Any]], expected: NDArray[np.uint8]
 ) -> tuple[NDArray[Any], dict[str, Any]] | None:
     """What the runtime makes where that is not ``expected``, and in how many places it differs."""
     try:
-        got = engine.cut(model, feeds)
+        got = run()
     except ArtifactError as error:
         return np.zeros(0, np.uint8), {"error": str(error)}
     if got.shape != expected.shape:

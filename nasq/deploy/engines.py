@@ -1,4 +1,7 @@
-"""Which runtime runs a bundle's file: the one of its target."""
+"""Which runtime runs a bundle: the one of its target.
+
+Most run the bundle's file. Inductor compiles the program on the machine at hand; there is no file of its own.
+"""
 
 from __future__ import annotations
 
@@ -26,28 +29,55 @@ class Engine:
 
     Attributes:
         name: Such as ``"onnxruntime"``.
-        open: ``(file or bytes, threads, session options, largest batch)`` to a runtime.
+        open: ``(what it runs, threads, session options, largest batch)`` to a runtime; :meth:`runs` says what it runs.
         open_fixed: The same for calls of exactly that many images, which some runtimes compile better.
-        cut: Runs a small model, such as one layer.
-        coverage: Counts the layers that run as integer kernels: ``(file or bytes, program, session options)``.
+        cut: Runs a small ONNX model, such as one layer.
+        coverage: Counts the layers that run as integer kernels: ``(what it runs, program, session options)``.
+        rebuilds: Whether it runs the bundle's program, compiled here, instead of its file.
     """
 
     name: str
-    open: Callable[[bytes | Path, int, Mapping[str, object], int], Runtime]
-    open_fixed: Callable[[bytes | Path, int, Mapping[str, object], int], Runtime]
+    open: Callable[[Any, int, Mapping[str, object], int], Runtime]
+    open_fixed: Callable[[Any, int, Mapping[str, object], int], Runtime]
     cut: Callable[[bytes, Mapping[str, NDArray[Any]]], NDArray[Any]]
-    coverage: Callable[[bytes | Path, Program, Mapping[str, object] | None], Coverage]
+    coverage: Callable[[Any, Program, Mapping[str, object] | None], Coverage]
+    rebuilds: bool = False
+
+    def runs(self, program: Program, model: bytes | Path) -> bytes | Path | Program:
+        """What of a bundle :attr:`open` takes: the ONNX file (or its bytes), or the program."""
+        return program if self.rebuilds else model
 
 
 def _fixed_openvino(model: bytes | Path, threads: int, session: Mapping[str, object], batch: int) -> Runtime:
     return OpenVino(model, threads, session, batch=batch)
 
 
+def _open_inductor(program: Program, threads: int, session: Mapping[str, object], chunk: int) -> Runtime:
+    from nasq.deploy.inductor import Inductor
+
+    return Inductor(program, threads, chunk)
+
+
+def _fixed_inductor(program: Program, threads: int, session: Mapping[str, object], batch: int) -> Runtime:
+    from nasq.deploy.inductor import Inductor
+
+    return Inductor(program, threads, batch=batch)
+
+
+def _inductor_coverage(model: object, program: Program, session: Mapping[str, object] | None) -> Coverage:
+    from nasq.deploy.inductor import integer_coverage
+
+    return integer_coverage(program)
+
+
 ENGINES: Mapping[str, Engine] = {
     "onnxruntime": Engine("onnxruntime", OnnxRuntime, OnnxRuntime, runtimes.run_cut, runtimes.integer_coverage),
     "openvino": Engine("openvino", OpenVino, _fixed_openvino, openvino.run_cut, openvino.integer_coverage),
+    "inductor": Engine(
+        "inductor", _open_inductor, _fixed_inductor, runtimes.run_cut, _inductor_coverage, rebuilds=True
+    ),
 }
-"""Every runtime that nasq can run files on, by name."""
+"""Every runtime that nasq can run bundles on, by name."""
 
 
 def named(name: str) -> Engine:

@@ -20,7 +20,9 @@ from nasq.errors import InputError, choose_from, require
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["CLOSE", "FORMS", "RuntimeForm", "check", "export_form", "runtime_forms", "torch_form"]
+__all__ = [
+    "CLOSE", "FORMS", "RuntimeForm", "check", "compiled_form", "export_form", "runtime_forms", "torch_form",
+]  # fmt: skip
 
 FORMS = ("fp32", "bf16", "fp16")
 CLOSE: Mapping[str, float] = {"fp32": 1e-3, "bf16": 0.1, "fp16": 1e-2}
@@ -42,6 +44,7 @@ _RUNTIME_FORMS: Mapping[str, tuple[RuntimeForm, ...]] = {
         RuntimeForm("fp32", "fp32", {"INFERENCE_PRECISION_HINT": "f32"}),
         RuntimeForm("bf16", "fp32", {"INFERENCE_PRECISION_HINT": "bf16"}),
     ),
+    "inductor": (),  # runs no files: see compiled_form
 }
 
 
@@ -75,6 +78,22 @@ def torch_form(model: torch.nn.Module, form: str) -> Callable[[NDArray[np.float3
     def call(x: NDArray[np.float32]) -> NDArray[np.float32]:
         with torch.inference_mode():
             return np.asarray(made(torch.from_numpy(x).to(kind)).float().numpy(), np.float32)
+
+    return call
+
+
+def compiled_form(model: torch.nn.Module) -> Callable[[NDArray[np.float32]], NDArray[np.float32]]:
+    """The network in fp32 compiled by Inductor, its weights frozen, as a function of fp32 images ``[N, ...]``.
+
+    Args:
+        model: On the CPU and in eval mode; not changed.
+    """
+    torch = require("torch")
+    made = torch.compile(copy.deepcopy(model), options={"freezing": True})
+
+    def call(x: NDArray[np.float32]) -> NDArray[np.float32]:
+        with torch.no_grad():
+            return np.asarray(made(torch.from_numpy(x)).numpy(), np.float32)
 
     return call
 

@@ -17,7 +17,7 @@ from nasq.deploy import bundle, sandbox, storage
 from nasq.deploy.engines import ENGINES, engine_of, target_of
 from nasq.deploy.parity import MODEL
 from nasq.deploy.runtimes import Runtime
-from nasq.errors import ArtifactError, TargetError, choose_from
+from nasq.errors import ArtifactError, InputError, TargetError, choose_from
 from nasq.quant.program import Program
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RuntimeNetwork", "load"]
 
-CUDA = "nasq-cuda"
+CUDA, INDUCTOR = "nasq-cuda", "inductor"
 LARGEST_BATCH = 256  # images in one call of the runtime; more are split
 
 
@@ -44,12 +44,25 @@ class RuntimeNetwork:
         self.program, self.runtime = program, runtime
 
     def __call__(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The dequantized output ``[N, ...]`` of normalised fp32 images ``[N, ...]``."""
-        return self.runtime.logits(x)
+        """The dequantized output ``[N, ...]`` of normalised fp32 images ``[N, ...]``.
+
+        Raises:
+            InputError: ``x`` is no fp32 array of images of the network's shape.
+        """
+        return self.runtime.logits(self._taken(x))
 
     def integers(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The final container integers ``[N, ...]``."""
-        return self.runtime.run(x)
+        """The final container integers ``[N, ...]``; raises as a call does."""
+        return self.runtime.run(self._taken(x))
+
+    def _taken(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        shape = self.program.ops[0].output.shape
+        if not isinstance(x, np.ndarray) or x.dtype != np.float32 or x.shape[1:] != shape or not x.shape[0]:
+            given = f"{type(x).__name__} {getattr(x, 'dtype', '')} of shape {list(getattr(x, 'shape', []))}"
+            raise InputError(
+                f"the network takes a NumPy array of fp32 images [N, {', '.join(map(str, shape))}], given: {given}."
+            )
+        return x
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.program.ops[0].output.shape))
@@ -66,8 +79,9 @@ def load(directory: Path | str, runtime: str | None = None, *, threads: int = 1,
     Args:
         directory: The bundle.
         runtime: ``None``: a torch module, made of ``subnet.json`` and ``model.safetensors`` alone; else the runtime of
-            the bundle's target, such as ``"onnxruntime"``, on which its ``model.onnx`` runs; or ``"nasq-cuda"``: nasq's
-            own kernels on a CUDA device, made of the program alone.
+            the bundle's target, such as ``"onnxruntime"``, on which its ``model.onnx`` runs; or, for bundles of any
+            target and made of the program alone, ``"inductor"``: compiled for this processor when it is first called
+            (:mod:`nasq.deploy.inductor`), and ``"nasq-cuda"``: nasq's own kernels on a CUDA device.
         threads: Threads inside an operator (with a runtime).
         trusted: Whether ``model.onnx`` is run without being looked at first. Otherwise it is parsed in a child process
             with limits (:mod:`nasq.deploy.sandbox`), and only a file that says, number by number, what the bundle says
@@ -79,7 +93,7 @@ def load(directory: Path | str, runtime: str | None = None, *, threads: int = 1,
 
     Raises:
         ArtifactError: The bundle is damaged, incomplete or hostile, or its file is not what the bundle says.
-        TargetError: The bundle was made for another runtime.
+        TargetError: The bundle was made for another runtime, or nothing here can compile it for ``"inductor"``.
         InputError: An unknown runtime, or no CUDA device for ``"nasq-cuda"``.
     """
     directory = Path(directory)
@@ -90,6 +104,8 @@ def load(directory: Path | str, runtime: str | None = None, *, threads: int = 1,
         from nasq.deploy.integer_network import IntegerNetwork
 
         return IntegerNetwork(program)
+    if runtime == INDUCTOR:
+        return RuntimeNetwork(program, ENGINES[INDUCTOR].open(program, threads, {}, LARGEST_BATCH))
     if runtime == CUDA:
         from nasq.deploy.cuda_network import CudaRuntime
 

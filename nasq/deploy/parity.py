@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nasq.deploy import bundle, readback, storage, ties
+from nasq.deploy import bundle, cuts, readback, storage, ties
 from nasq.deploy.engines import engine_of, target_of
 from nasq.deploy.parity_report import TOLERANCE, LayerResult, ParityReport
 from nasq.deploy.reference import Reference
@@ -28,6 +28,7 @@ __all__ = ["MODEL", "LayerResult", "ParityReport", "check", "gate", "promises_eq
 
 MODEL = "model.onnx"
 FEWEST_LEVELS = 3
+_COMPILED = 64  # images in one call of a compiled program
 MOST_PLACES = 200  # of one layer's differing integers are looked at for ties
 
 
@@ -56,7 +57,7 @@ def check(
     _check_arguments(images, labels, layer_images)
     program, data = bundle.read(directory), storage.path_of(directory, MODEL).read_bytes()
     file = readback.read(data)  # first: it refuses what no runtime should be given
-    reference, executed = Reference(directory), (runtime or _default(program))(data)
+    reference, executed = Reference(directory), (runtime or _default(program, len(images)))(data)
     findings = readback.compare(file, program)
     expected, got = reference.run(images), executed.run(images)
     if expected.shape != got.shape:
@@ -109,9 +110,12 @@ def gate(
     return report
 
 
-def _default(program: Program) -> Callable[[bytes], Runtime]:
+def _default(program: Program, count: int) -> Callable[[bytes], Runtime]:
     engine, target = engine_of(program), target_of(program)
-    return lambda data: engine.open(data, 1, {} if target is None else target.session, 256)
+    session = {} if target is None else target.session
+    if engine.rebuilds:  # compiled once, for one batch size
+        return lambda data: engine.open_fixed(program, 1, session, min(count, _COMPILED))
+    return lambda data: engine.open(data, 1, session, 256)
 
 
 def promises_equal(program: Program) -> bool:
@@ -163,18 +167,6 @@ def _warnings(values: Mapping[str, NDArray[np.uint8]], accuracy: float | None, f
 # -- where a difference comes from ------------------------------------------------------------------------------------
 
 
-def _feeds(
-    file: readback.File,
-    program: Program,
-    values: Mapping[str, NDArray[np.uint8]],
-    x: NDArray[np.float32],
-    wanted: Sequence[str],
-) -> dict[str, NDArray[Any]]:
-    """What a cut model reads, by its names in the file."""
-    made = {layer.output: op.output.name for layer, op in zip(file.layers, program.ops, strict=True)}
-    return {name: values[made[name]] if name in made else x for name in wanted}
-
-
 def _alone(
     file: readback.File,
     program: Program,
@@ -183,12 +175,12 @@ def _alone(
     index: int,
 ) -> LayerResult:
     """Runs one layer of the file on the reference's integers."""
-    op, layer = program.ops[index], file.layers[index]
+    op = program.ops[index]
     kind, expected = type(op).__name__, values[op.output.name]
     if isinstance(op, Constant):  # the same for every image: the file holds it once
         expected = expected[:1]
     try:
-        got = engine_of(program).cut(file.cut(index), _feeds(file, program, values, x, layer.inputs))
+        got = cuts.alone(file, program, values, x, index)
     except ArtifactError as error:
         return LayerResult(op.path, kind, expected.size, expected.size, 255, f"it does not run alone ({error})")
     found = replace(_compare(op.path, kind, expected, got), exact=promises_equal(program))
@@ -240,7 +232,7 @@ def _together(
 ) -> str:
     """Every layer alone agrees: finds the first at which the file up to there does not (a fusion across layers)."""
     for index, op in enumerate(program.ops):
-        got = engine_of(program).cut(file.cut(index, first=0), dict.fromkeys(file.layers[0].inputs, x))
+        got = cuts.up_to(file, program, x, index)
         result = _compare(op.path, type(op).__name__, values[op.output.name], got)
         if result.differing:
             return (

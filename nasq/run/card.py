@@ -111,6 +111,10 @@ def _training(warmup: Mapping[str, Any] | None, train: Mapping[str, Any], seed: 
     return "\n".join([*lines, *more])
 
 
+_PART_OF = {"inductor": "torch"}
+"""Runtimes that another package ships, whose version is theirs."""
+
+
 def with_latency(text: str, report: Mapping[str, Any]) -> str:
     """A card with the latencies of a benchmark (``bench.json``), which replace older ones."""
     where = report["environment"]
@@ -120,7 +124,8 @@ def with_latency(text: str, report: Mapping[str, Any]) -> str:
         for row in report["rows"]
     )
     used = [name for name in ENGINES if any(row["candidate"].startswith(f"{name} ") for row in report["rows"])]
-    runtimes = ", ".join(f"{name} {where['versions'].get(name, '?')}" for name in used)
+    versions = where["versions"]
+    runtimes = ", ".join(f"{name} {versions.get(name, versions.get(_PART_OF.get(name), '?'))}" for name in used)
     begin = text.partition(f"\n{LATENCY}\n")[0].rstrip("\n")
     return f"""{begin}
 

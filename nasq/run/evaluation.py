@@ -69,6 +69,7 @@ class Evaluation:
         with supernet.activate(subnet, self.statistics(subnet)):
             program = freeze(workshop.network)
         session, batch = workshop.network.target.session, config.search.latency_batch
-        runtime = engine_of(program).open(onnx.export(program), config.bench.threads, session, batch)
+        engine = engine_of(program)
+        runtime = engine.open(engine.runs(program, onnx.export(program)), config.bench.threads, session, batch)
         images = data.normalise(data.validation.images[: config.search.latency_batch]).cpu().numpy()
         return bench({"file": runtime.run}, images, repeats=config.bench.repeats)["file"].median

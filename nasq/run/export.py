@@ -167,7 +167,9 @@ _WRITTEN = {"subnet.json", "model.safetensors", "checksums.json"}
 
 def file_accuracy(directory: Path, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Share of images that a bundle's ONNX file classifies right."""
-    runtime = engine_of(bundle.read(directory)).open(directory / parity.MODEL, 1, {}, 256)
+    program = bundle.read(directory)
+    engine = engine_of(program)
+    runtime = engine.open(engine.runs(program, directory / parity.MODEL), 1, {}, 256)
     return float((np.argmax(runtime.run(images), axis=1) == labels).mean())
 
 

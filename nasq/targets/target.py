@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
@@ -180,6 +182,8 @@ class Target:
             return self.refused["execution"]
         if self.runtime in _PACKAGES and find_spec(self.runtime) is None:
             return f"not installed: pip install {_PACKAGES[self.runtime]}"
+        if self.runtime == "inductor" and not shutil.which(os.environ.get("CXX", "g++")):
+            return "no C++ compiler: apt-get install g++, or name one in the environment variable CXX"
         return ""
 
     def _reason(self, feature: str, option: int | str) -> str:

@@ -61,7 +61,7 @@ def test_two_workers_find_what_one_process_found(finished: Run, copied: Path, tm
 def test_workers_say_what_they_need(finished: Run, tmp_path: Path, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NASQ_STORAGE", raising=False)
     refused(call("worker"), "--storage URL, or the directory")
-    refused(call("worker", "--storage", tmp_path / "log"), "no study; it has: none", "nasq search RUN --storage URL")
+    refused(call("worker", "--storage", tmp_path / "log"), "holds no study. Begin one", "nasq search RUN --storage URL")
     refused(call("worker", tmp_path), "holds no run")
     refused(
         call("worker", "--storage", "redis://me:secret@host/1"), "unknown kind of database", "redis://me:***@host/1"

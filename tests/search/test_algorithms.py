@@ -184,7 +184,7 @@ def test_assistance_moves_proposals_towards_its_score(name: str) -> None:
 def test_names_and_settings_are_checked() -> None:
     with pytest.raises(InputError, match=r"unknown search algorithm 'nsga4'. Did you mean 'nsga[23]'\?"):
         make("nsga4")
-    with pytest.raises(InputError, match=r"unknown setting 'crossover_rate'.* These are what 'random' takes"):
+    with pytest.raises(InputError, match="'random' takes no settings of its own, and 'crossover_rate' is given"):
         make("random", crossover_rate=0.5)
     with pytest.raises(
         InputError, match=r"unknown setting 'keepfront'. Did you mean 'keep_front'\? Allowed: crossover_rate, "

@@ -106,6 +106,8 @@ def make_algorithm(
     given: dict[str, Any] = {**entry.settings, **settings}
     allowed = _own_settings(entry.kind)
     for setting in settings:
+        if not allowed:
+            raise InputError(f"{name!r} takes no settings of its own, and {setting!r} is given. Leave it out.")
         if setting not in allowed:
             raise choose_from("setting", setting, allowed, f"These are what {name!r} takes.")
     common: Common = {"population": population, "batch": batch, "seed": seed, "initial": initial, "assist": assist}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from nasq.cuda.support import usable
-from nasq.quant.recompute import Again, session
+from nasq.quant.recompute import WORTH, Again, active
 
 __all__ = ["fake_quantize", "gradient_scale", "released_scale"]
 
@@ -168,15 +168,20 @@ def fake_quantize(x: Tensor, step: Tensor, low: Bound, high: Bound, scale: float
     Returns:
         Values on the grid, in the dtype of ``x``. The gradient of ``x`` is 1 inside the range and 0 outside.
     """
-    active = session()
-    if active is None or x.dtype != torch.float32 or not _in_pieces(x, step):
-        plain: Tensor = _FakeQuantize.apply(x, step, low, high, scale, None)
-        return plain
-    source, numbers = x.detach(), (float(step.detach()), *(float(torch.as_tensor(b).detach()) for b in (low, high)))
-    again = Again(lambda: _round_pieces(source, *numbers))
+    again = _again(x, step, low, high) if active() and x.numel() >= WORTH else None
     result: Tensor = _FakeQuantize.apply(x, step, low, high, scale, again)
-    active.note(result, again)
+    if again is not None:
+        again.mark(result)
     return result
+
+
+def _again(x: Tensor, step: Tensor, low: Bound, high: Bound) -> Again | None:
+    """How the result can be made again: in fp32 on a CPU, where it goes in pieces."""
+    if x.dtype != torch.float32 or not torch.is_grad_enabled() or not _in_pieces(x, step):
+        return None
+    source = x.detach()
+    numbers = [float(value.detach()) if isinstance(value, Tensor) else value for value in (step, low, high)]
+    return Again(lambda: _round_pieces(source, *numbers))
 
 
 def gradient_scale(numel: int, high: int) -> float:

@@ -16,6 +16,7 @@ from nasq.elastic.norm import BatchNorm2d
 from nasq.elastic.segments import Segments, active_part
 from nasq.quant import arithmetic, wide
 from nasq.quant.input_groups import Slices
+from nasq.quant.recompute import forgetting
 from nasq.quant.value import Value
 from nasq.space import maximum_of_size
 
@@ -87,7 +88,8 @@ def geometry_of(layer: AnyLayer, x: Tensor) -> dict[str, Any] | None:
 def apply(layer: AnyLayer, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The layer's operation with another weight and bias."""
     geometry = geometry_of(layer, x)
-    return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, **geometry)
+    with forgetting(x):
+        return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, **geometry)
 
 
 def is_wide(x: Value, weight: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""Quantized activations that the backward pass computes again, so that training need not keep them.
+"""Quantized activations that the backward pass makes again, so that training need not keep them.
 
 A layer's quantized input is a copy of its input on a grid: kept for the backward pass beside it, it is most of what
 quantized training holds on top of plain training. Leaving it out costs little: the step size's gradient needs the same
@@ -8,18 +8,21 @@ values right after the layer's own, and finds them there.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
-__all__ = ["Again", "recomputed", "session"]
+__all__ = ["Again", "active", "again_of", "forgetting", "recomputed"]
+
+WORTH = 1 << 18
+"""Elements from which a tensor is made again: looking after small ones takes longer than they are worth."""
+_NAME = "_nasq_again"
 
 
 class Again:
-    """A tensor that is not kept, and how it is made.
+    """How a tensor can be made again.
 
     Args:
         make: Makes it, the same bits every time.
@@ -28,6 +31,12 @@ class Again:
     def __init__(self, make: Callable[[], Tensor]) -> None:
         self.make = make
         self.value: Tensor | None = None
+        self.version = -1
+
+    def mark(self, tensor: Tensor) -> None:
+        """Says that this is the tensor, as it is now."""
+        self.version = tensor._version
+        setattr(tensor, _NAME, self)
 
     def get(self) -> Tensor:
         """The tensor; it stays until :meth:`take`."""
@@ -42,30 +51,34 @@ class Again:
         return value
 
 
-class _Session:
-    """Which tensors of one forward pass need not be kept."""
+def again_of(tensor: Tensor) -> Again | None:
+    """How a tensor can be made again; ``None`` where it cannot, or was changed in place since."""
+    found: Again | None = getattr(tensor, _NAME, None)
+    return found if found is not None and found.version == tensor._version else None
 
-    def __init__(self) -> None:
-        self.known: dict[int, tuple[weakref.ref[Tensor], int, Again]] = {}
 
-    def note(self, tensor: Tensor, again: Again) -> None:
-        """Says how a tensor can be made again."""
-        self.known[tensor.data_ptr()] = (weakref.ref(tensor), tensor._version, again)
+@contextlib.contextmanager
+def forgetting(x: Tensor) -> Iterator[None]:
+    """Inside, an operation on ``x`` keeps how to make it instead of its values, where that is known.
 
-    def find(self, tensor: Tensor) -> Again | None:
-        """How a tensor can be made again, if it can. Memory is used again: the address alone does not say which it is."""
-        known = self.known.get(tensor.data_ptr())
-        if known is None:
-            return None
-        source, version, again = known[0](), known[1], known[2]
-        if source is None or tensor._version != version:
-            return None
-        same = source.shape == tensor.shape and source.stride() == tensor.stride() and source.dtype == tensor.dtype
-        return again if same else None
+    Function transforms (``torch.func``) do not work inside then.
+    """
+    again = again_of(x)
+    if again is None:
+        yield
+        return
+    found, looks = again, _looks(x)  # autograd keeps the function below, which must not keep x
 
-    def pack(self, tensor: Tensor) -> Again | tuple[Tensor, int]:
-        """What autograd keeps instead of a tensor."""
-        return self.find(tensor) or (tensor, tensor._version)
+    def pack(tensor: Tensor) -> Again | tuple[Tensor, int]:
+        return found if _looks(tensor) == looks else (tensor, tensor._version)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, _unpack):
+        yield
+
+
+def _looks(x: Tensor) -> tuple[object, ...]:
+    """What tells a tensor from all others that are there at the same time."""
+    return x.data_ptr(), x.dtype, x.shape, x.stride()
 
 
 def _unpack(kept: Again | tuple[Tensor, int]) -> Tensor:
@@ -80,30 +93,23 @@ def _unpack(kept: Again | tuple[Tensor, int]) -> Tensor:
     return tensor
 
 
-_ACTIVE: ContextVar[_Session | None] = ContextVar("recomputed", default=None)
+_ACTIVE: ContextVar[bool] = ContextVar("recomputed", default=False)
 
 
-def session() -> _Session | None:
-    """The forward pass that is being recorded, if one is."""
+def active() -> bool:
+    """Whether quantizers say how their results can be made again."""
     return _ACTIVE.get()
 
 
 @contextlib.contextmanager
 def recomputed(enabled: bool = True) -> Iterator[None]:
-    """Inside, a forward pass keeps no quantized activations in fp32 on a CPU; the gradients are the same bits.
-
-    Function transforms (``torch.func``) do not work inside.
+    """Inside, layers keep no large quantized activations in fp32 on a CPU; the gradients are the same bits.
 
     Args:
-        enabled: Whether to do anything at all.
+        enabled: Whether to do so, or to keep them.
     """
-    if not enabled:
-        yield
-        return
-    active = _Session()
-    token = _ACTIVE.set(active)
+    token = _ACTIVE.set(enabled)
     try:
-        with torch.autograd.graph.saved_tensors_hooks(active.pack, _unpack):
-            yield
+        yield
     finally:
         _ACTIVE.reset(token)

@@ -296,9 +296,7 @@ class Trainer:
         return logits.float()
 
     def _forward(self, images: Tensor) -> Tensor:
-        # In fp32 memory is what a quantized step lacks; elsewhere nothing is made again, and looking takes time.
-        forget = self.device.type == "cpu" and not self.bf16
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), recomputed(forget):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), recomputed():
             logits = self.supernet(images) if self.mode is None else self.supernet(images, mode=self.mode)
         assert isinstance(logits, Tensor)
         return (

@@ -10,7 +10,7 @@ import argparse
 import json
 import subprocess
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 import nasq
 from nasq.deploy.bench import environment
 from nasq.quant import calibrate, quantize
-from nasq.quant.recompute import recomputed, session
+from nasq.quant.recompute import recomputed
 
 CASES = (
     "fp32",
@@ -64,15 +64,15 @@ def measure(case: str, batch: int) -> dict[str, int]:
     kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        active, storage = session(), tensor.untyped_storage()
-        # What a tensor that is made again is made of is kept by the quantizer that makes it.
-        if (active is None or active.find(tensor) is None) and storage.data_ptr() not in weights:
+        """Counts what is kept; what a layer forgets does not come here, what it is made of does."""
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
             kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    def loss(count: int = batch, hooks: AbstractContextManager[None] | None = None) -> Tensor:
+    def loss(count: int = batch) -> Tensor:
         keeping = nullcontext() if "all kept" in case else recomputed()
-        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in case), keeping, hooks or nullcontext():
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in case), keeping:
             return F.cross_entropy(network(x[:count]).float(), y[:count])
 
     # Gradients and the runtime's own buffers exist from here on; memory once used by a whole batch would stay resident.
@@ -81,7 +81,8 @@ def measure(case: str, batch: int) -> dict[str, int]:
     before = resident("VmRSS")
     loss().backward()
     peak = resident("VmHWM") - before
-    value = loss(hooks=torch.autograd.graph.saved_tensors_hooks(pack, lambda one: one))
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        value = loss()
     del value
     return {"kept_bytes": sum(kept.values()), "peak_bytes": peak}
 

@@ -133,8 +133,9 @@ class _FakeQuantize(torch.autograd.Function):
         (g,) = grads
         x, y, step = ctx.saved_tensors
         low, high = ctx.bounds
-        if ctx.again is not None:  # the layer behind has just used it
-            y = ctx.again.take()
+        made = None if ctx.again is None else ctx.again.take()  # the layer behind has just used it
+        if made is not None and not torch.is_grad_enabled():  # it has no gradients of its own
+            y = made
         # Second derivatives need operations that autograd follows; they are not done in pieces.
         if ctx.kernels and not torch.is_grad_enabled():
             inside, grad_step, grad_zero = _backward_kernels(g, x, step, low, high)

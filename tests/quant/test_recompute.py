@@ -112,7 +112,9 @@ def test_two_readers_and_a_second_backward_pass() -> None:
         for _ in range(2):
             made += torch.autograd.grad(y, (x, step, a, b), retain_graph=True)
         (first,) = torch.autograd.grad(y, (b,), create_graph=True)
-        return made + list(torch.autograd.grad(first.square().sum(), (x, step, b)))
+        made += torch.autograd.grad(first.square().sum(), (x, step, b), retain_graph=True)
+        (second,) = torch.autograd.grad(y, (step,), create_graph=True)
+        return made + list(torch.autograd.grad(second.square().sum(), (x, step, b)))
 
     for one, other in zip(run(False), run(True), strict=True):
         assert torch.equal(one, other)

@@ -106,6 +106,12 @@ def require_plan(workshop: Workshop) -> None:
     config = workshop.config
     training = _config(workshop, config.train)
     _require_processes(workshop)
+    if training.variance_every and (config.mixture.sets > 1 or config.train_inside_constraints):
+        other = "mixture.sets" if config.mixture.sets > 1 else "train_inside_constraints"
+        raise InputError(
+            f"train.variance_every measures draws of single subnets from the whole space, and {other} draws them in another "
+            "way. Set one of them back."
+        )
     used = {"split.epochs": bool(config.split.epochs), "mixture.sets": config.mixture.sets > 1}
     parts = [name for name in used if used[name]]
     if not parts:

@@ -67,6 +67,10 @@ def test_a_mixture_is_trained_from_the_configuration_and_loaded_again(made: tupl
             ["train.sampler=fair"],
             r"unknown train.sampler 'fair'.*Allowed: uniform. Only these go together with mixture",
         ),
+        (
+            ["train.variance_every=1"],
+            r"variance_every measures draws of single subnets.*mixture\.sets draws them in another",
+        ),
         (["train.paths=2"], r"train\.paths is 2; a mixture trains one subnet per step"),
         (["processes=3"], r"'train'.* 64 images cannot be shared equally by 3 processes. Set batch_size to a multiple"),
     ],

@@ -9,6 +9,7 @@ import pytest
 from nasq.errors import ArtifactError, InfeasibleError, InputError, NasqError
 from nasq.search import NSGA2, Objective, ObjectiveEvaluator, RandomSearch, hypervolume
 from nasq.search.algorithms import Generational
+from nasq.search.algorithms.state import require_settings
 from nasq.search.feasible import spread
 from nasq.space import Choice, SearchSpace, Subnet
 
@@ -169,6 +170,8 @@ def test_a_state_from_before_a_setting_existed_goes_on_where_it_is_off() -> None
     assert later.ask() == begun.ask()
     with pytest.raises(InputError, match="begun with spread_starts = None and is continued with True"):
         make(spread_starts=True).load_state_dict(state)
+    with pytest.raises(InputError, match=r"begun with decay = None and is continued with 0\.0"):
+        require_settings({"settings": {"decay": None}}, {"decay": 0.0})  # there, and another value
 
 
 def test_one_objective_is_climbed() -> None:

@@ -13,6 +13,7 @@ from fake_supernet import FakeSpace, FakeSupernet, tiny_data
 from nasq import Supernet
 from nasq.data import AugmentPolicy, UniformSampler
 from nasq.errors import ArtifactError, InputError, TrainingError
+from nasq.quant import recompute
 from nasq.training import Path, Sandwich, TrainConfig, Trainer, Uniform, checkpoint, cross_entropy, distillation, stream
 from nasq.training.distribution import WeightDistribution
 
@@ -169,6 +170,17 @@ def test_it_learns(augment: AugmentPolicy | None) -> None:
     assert history[0]["accuracy"]["largest"] < 0.3
     assert history[-1]["accuracy"]["largest"] > 0.5
     assert history[-1]["loss"] < history[0]["loss"]
+
+
+def test_forward_passes_forget_quantized_activations() -> None:
+    class Watched(FakeSupernet):
+        def forward(self, x: torch.Tensor, mode: str | None = None) -> torch.Tensor:
+            seen.append(recompute.active())
+            return super().forward(x, mode)
+
+    seen: list[bool] = []
+    Trainer(Watched(), tiny_data(), replace(CONFIG, epochs=1)).run()
+    assert seen and all(seen) and not recompute.active()
 
 
 def test_mode_is_passed_only_where_it_is_set() -> None:

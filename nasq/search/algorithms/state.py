@@ -73,7 +73,7 @@ def require_settings(state: Mapping[str, Any], settings: Mapping[str, Any]) -> N
         raise ArtifactError("the saved state of the search is damaged: it has no settings.")
     for name, value in settings.items():
         # What an older version did not have was off: a state without it goes on where it is off now.
-        if (saved.get(name) or None) != (value or None):
+        if (saved[name] != value) if name in saved else bool(value):
             raise InputError(
                 f"this search was begun with {name} = {saved.get(name)!r} and is continued with {value!r}. Use "
                 "the same setting, or another directory."

@@ -72,8 +72,11 @@ def export(program: Program, batch: int | None = None, packed: bool | None = Non
 
     Raises:
         TargetError: An operation or a sum that the target's runtime would compute differently; names the layer.
-        InputError: ``batch`` is below 1, or ``int4`` names a layer that the program does not have.
+        InputError: ``batch`` is below 1, ``int4`` names a layer that the program does not have, or the program's rule for
+            sums is not that of its target.
     """
+    known = targets.load(program.target) if program.target in targets.names() else None
+    _check_rule(program, known)
     _check_int4(program, int4)
     if program.target == "tensorrt":
         raise TargetError(
@@ -84,7 +87,7 @@ def export(program: Program, batch: int | None = None, packed: bool | None = Non
         raise InputError(f"batch is {batch}; it must be at least 1, or None for a dynamic batch size.")
     onnx = require("onnx")
     if packed is None:
-        packed = targets.load(program.target).packed if program.target in targets.names() else program.add == "both"
+        packed = known.packed if known is not None else program.add == "both"
     graph = Graph(program, packed, frozenset(int4))
     for op in program.ops:
         graph.layer(op)
@@ -101,6 +104,16 @@ def export(program: Program, batch: int | None = None, packed: bool | None = Non
     onnx.checker.check_model(model, full_check=True)
     data: bytes = model.SerializeToString(deterministic=True)
     return data
+
+
+def _check_rule(program: Program, target: targets.Target | None) -> None:
+    """A runtime adds by its own rule, whatever the program says."""
+    if target is not None and program.add != target.add:
+        raise InputError(
+            f"the program adds by the rule {program.add!r}, and its target {target.name!r} by {target.add!r}: the runtime "
+            "would make other integers. Quantize the network for that target and freeze it again, "
+            f"nasq.quant.quantize(network, example, {target.name!r}), or name a target whose rule is {program.add!r}."
+        )
 
 
 def _check_int4(program: Program, int4: Collection[str]) -> None:

@@ -46,6 +46,26 @@ def _softmax(record: Call, module: nn.Module, x: Any) -> Any:
     return x.softmax(dim=module.dim)
 
 
+def _flatten(record: Call, module: nn.Module, x: Any) -> Any:
+    """What joins everything behind the batch, or the batch itself, stays a layer; the others are views."""
+    assert isinstance(module, nn.Flatten)
+    first, last = module.start_dim, module.end_dim
+    return record(x) if (first, last) == (1, -1) or first % x.ndim == 0 else x.flatten(first, last)
+
+
+def _unflatten(record: Call, module: nn.Module, x: Any) -> Any:
+    """What takes the last dimension apart is a view."""
+    assert isinstance(module, nn.Unflatten)
+    dim = module.dim
+    return x.unflatten(dim, tuple(module.unflattened_size)) if dim in (-1, x.ndim - 1) else record(x)
+
+
+_MODULES: dict[type[nn.Module], Callable[[Call, nn.Module, Any], Any]] = {
+    nn.Flatten: _flatten,
+    nn.Unflatten: _unflatten,
+}
+
+
 def module_parts(module: nn.Module) -> Callable[[Call, nn.Module, Any], Any] | None:
     """How a call of ``module`` is recorded, or ``None`` where nothing is special about it.
 
@@ -56,7 +76,7 @@ def module_parts(module: nn.Module) -> Callable[[Call, nn.Module, Any], Any] | N
         return _norm_act
     if type(module) is nn.Softmax and module.dim is not None:
         return _softmax
-    return _norm_of_channels if is_of_timm(module, "LayerNorm2d") else None
+    return _norm_of_channels if is_of_timm(module, "LayerNorm2d") else _MODULES.get(type(module))
 
 
 def _attention(

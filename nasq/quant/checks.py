@@ -20,13 +20,14 @@ def check_supported(graph: Graph) -> None:
     """Every operation of a traced network has an integer form.
 
     Raises:
-        InputError: Names the one that has none, with its path.
+        InputError: Names the first that has none, with its path, and the other modules that have none.
     """
     # What a mask holds is known from its kind.
     masks = {source for node in graph.walk() if node.kind == "mask" for source in node.inputs[1:]}
+    known = {"input", "conv", "linear", "norm", "container", *RECIPES}
+    if missing := [node for node in graph.walk() if node not in masks and node.kind not in known]:
+        raise unsupported(missing[0], others=[node for node in missing[1:] if node.module is not None])
     for node in graph.walk():
-        if node not in masks and node.kind not in {"input", "conv", "linear", "norm", "container", *RECIPES}:
-            raise unsupported(node)
         if isinstance(node.module, LowBitLinear):
             raise InputError(
                 f"the layer {node.path!r} chooses among frozen weights of its own for each bit-width (separate_bits), and "

@@ -6,7 +6,7 @@ last node that this module stands for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -49,15 +49,21 @@ def _of(*kinds: str) -> Callable[[Recipe], Recipe]:
     return register
 
 
-def unsupported(node: Node, why: str = "") -> InputError:
-    """The error for an operation without an integer form; names it with its path."""
-    what = type(node.module).__name__ if node.module is not None else node.attributes["call"]
+def unsupported(node: Node, why: str = "", others: Sequence[Node] = ()) -> InputError:
+    """The error for an operation without an integer form; names it, and ``others`` that have none, with their paths."""
+    named = list(dict.fromkeys(map(_named, others)))
+    more = "".join(f", nor has {one}" for one in named[:5]) + (f", nor have {len(named) - 5} more" if named[5:] else "")
     return InputError(
-        f"{what} at {node.path!r} has no integer form yet{f': {why}' if why else ''}. Supported: Conv2d, Linear, "
+        f"{_named(node)} has no integer form yet{f': {why}' if why else ''}{more}. Supported: Conv2d, Linear, "
         "BatchNorm2d, LayerNorm, sums, differences, products and concatenations of tensors, max and average pooling, "
         "nearest upsampling, slices, zero padding, reshapes and permutations, softmax, matrix products, ReLU, SiLU, GELU "
         "and other functions of single elements, Dropout, OneOf, Repeat. Replace it, or leave the part out of quantization."
     )
+
+
+def _named(node: Node) -> str:
+    what = type(node.module).__name__ if node.module is not None else node.attributes["call"]
+    return f"{what} at {node.path!r}"
 
 
 # -- what makes a new quantized tensor

@@ -43,7 +43,7 @@ from nasq.run.kept import KeptValues
 from nasq.run.sharing import facts_of
 from nasq.search import NSGA2, Constraint, Objective, hypervolume
 from nasq.search.algorithms.fitness import fitness
-from nasq.search.squeeze import BITS, uniform_starts
+from nasq.search.squeeze import are_bits, uniform_starts
 from nasq.space import SearchSpace, Subnet
 from scripts.benchmarks.nas_bench_201_table import Lines
 
@@ -84,14 +84,11 @@ class Digits:
         config = config.model_copy(update={"data": data, "search": search})
         self.workshop = open_workshop(opened, prepare(config))
         self.space = self.workshop.supernet.space
+        self.bits = {self.space.names[column] for column in np.flatnonzero(are_bits(self.space))}
         self.limits = {"bitops": bitops, "bytes": size}
         self._evaluation = Evaluation(self.workshop)
         self._kept = KeptValues(directory / "accuracies.jsonl", json.dumps(facts_of(opened, self.workshop)))
         self.evaluated = 0
-
-    def is_bits(self, name: str) -> bool:
-        """Whether a choice is one of bit-widths."""
-        return name.rpartition(".")[2] in BITS
 
     def accuracy(self, subnet: Subnet) -> float:
         """Of the validation images, 0..1."""
@@ -123,7 +120,7 @@ class Digits:
         take: list[int | None] = []
         tables: list[NDArray[np.int64]] = []
         for choice in self.space.choices:
-            if fewest and self.is_bits(choice.name):
+            if fewest and choice.name in self.bits:
                 take.append(None)
                 tables.append(np.zeros(1, dtype=np.int64))
             elif choice.name in space.positions:
@@ -188,14 +185,14 @@ def run(digits: Digits, kind: str, seed: int, evaluations: int, population: int)
     if bits is None:
         found = digits.search(digits.space, evaluations, seed, population, starts=several)
     else:
-        fixed = {name: (bits,) for name in digits.space.names if digits.is_bits(name)}
+        fixed = {name: (bits,) for name in digits.bits}
         space = digits.space.restrict({n: one for n, one in fixed.items() if one[0] in digits.space[n].options})
         first = digits.search(space, evaluations // 2, seed, population, fewest=bits == 8)
         found = list(first)
         left = evaluations - len(first)
         starts = chosen(first, several)
         for place, subnet in enumerate(starts):
-            own = {name: (option,) for name, option in subnet.items() if not digits.is_bits(name)}
+            own = {name: (option,) for name, option in subnet.items() if name not in digits.bits}
             share = left // len(starts) + (place < left % len(starts))
             found += digits.search(digits.space.restrict(own), share, seed, population)
     kept = [(subnet, value, cost) for subnet, value, cost in found if digits.within(subnet)]

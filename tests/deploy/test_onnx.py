@@ -19,7 +19,7 @@ from nasq.deploy.reference import Reference
 from nasq.deploy.runtimes import OnnxRuntime, kernel_counts
 from nasq.errors import InputError, TargetError
 from nasq.quant.program import Add, AvgPool, Conv, Linear, Op, Program
-from tests.deploy.programs import KINDS, Maker, random_input, random_program, residual_program
+from tests.deploy.programs import KINDS, Maker, fused_program, random_input, random_program, residual_program
 
 
 def expected(program: Program, x: np.ndarray, tmp_path: Path) -> np.ndarray:
@@ -185,7 +185,20 @@ def test_an_unsupported_operation_names_itself_and_its_layer() -> None:
 
 def test_a_sum_that_the_runtime_would_fuse_with_its_convolution_is_refused() -> None:
     with pytest.raises(TargetError, match=r"'add_4'.* fuses this sum with 'conv_3' and rounds once .*onnxruntime-cpu"):
-        export(replace(residual_program(0, 4, 4), add="one"))
+        export(replace(residual_program(0, 4, 4), add="one", target="openvino-cpu"))
+
+
+@pytest.mark.parametrize(
+    ("target", "own", "rule"), [("openvino-cpu", "one", "both"), ("onnxruntime-cpu", "both", "one")]
+)
+def test_a_program_with_another_rule_for_sums_than_its_target_is_refused(target: str, own: str, rule: str) -> None:
+    program = residual_program(0, 4, 4) if rule == "both" else fused_program(residual_program(0, 4, 4))
+    wanted = (
+        rf"adds by the rule '{rule}', and its target '{target}' by '{own}': .*Quantize .*example, '{target}'.*'{rule}'"
+    )
+    with pytest.raises(InputError, match=wanted):
+        export(replace(program, target=target))
+    export(replace(program, target="a target of somebody else's"))
 
 
 def test_a_shift_that_leaves_int8_is_refused() -> None:

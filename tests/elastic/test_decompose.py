@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from nasq import elastic
 from nasq.elastic.derived import Derived
 from nasq.elastic.trace import trace
+from nasq.errors import InputError
 from nasq.quant import quantize
 
 
@@ -63,6 +64,26 @@ def test_attention_is_two_matrix_products(mask: bool) -> None:
     assert found.count("matmul") == 2 and found.count("softmax") == 1 and "other" not in found
     assert found.count("parameter") == int(mask)
     same_after_tracing(module, noise(3, 5, 8))
+
+
+@pytest.mark.parametrize(
+    ("layer", "kind"),
+    [
+        (nn.Flatten(2), "view"), (nn.Flatten(2, 3), "view"), (nn.Flatten(-2), "view"), (nn.Unflatten(-1, (2, -1)), "view"),
+        (nn.Unflatten(3, (2, 2)), "view"), (nn.Flatten(), "reshape"),
+    ],
+)  # fmt: skip
+def test_reshapes_that_are_modules_are_those_that_are_functions(layer: nn.Module, kind: str) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), layer)
+    assert kinds(module, noise(1, 3, 4, 4)) == ["conv", kind]
+    same_after_tracing(module, noise(3, 3, 4, 4))
+
+
+@pytest.mark.parametrize("layer", [nn.Flatten(0, 1), nn.Flatten(-4, -1), nn.Unflatten(1, (2, 2))])
+def test_reshapes_of_other_dimensions_stay_modules_and_are_named(layer: nn.Module) -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), layer)
+    with pytest.raises(InputError, match=rf"^{type(layer).__name__} at '1' has no integer form"):
+        quantize(module, noise(2, 3, 4, 4))
 
 
 class AddCMul(nn.Module):

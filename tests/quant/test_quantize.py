@@ -362,6 +362,20 @@ def test_what_has_no_integer_form_is_named_with_its_path(forward: Any, message: 
         quantize(net, images(1))
 
 
+@pytest.mark.parametrize("unfold", [False, True])
+def test_an_lstm_behind_a_reshape_is_named_and_so_is_what_else_has_no_integer_form(unfold: bool) -> None:
+    """The reshape has one, wherever the dimensions lie that it joins or takes apart."""
+    shape = [nn.Flatten(), nn.Unflatten(1, (4, -1))] if unfold else [nn.Flatten(2)]
+    net = Net(
+        lambda net, x: net.gate(net.rnn(net.body(x))[0][:, -1]),
+        body=nn.Sequential(conv(), *shape), rnn=nn.LSTM(64, 6, batch_first=True), gate=nn.Sequential(*[nn.GLU(1)]),
+    )  # fmt: skip
+    with pytest.raises(
+        InputError, match=r"^LSTM at 'rnn' has no integer form yet, nor has GLU at 'gate\.0'\. Supported"
+    ):
+        quantize(net, images(1))
+
+
 @pytest.mark.parametrize("option", ["weight_bits", "activation_bits"])
 @pytest.mark.parametrize("bits", [(), (0, 2), (17,), (2.5,), (True,), ("4",), 4])
 def test_bits_outside_one_to_sixteen_are_refused(option: str, bits: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,8 +10,6 @@ from nasq.cli.output import Output
 from nasq.errors import TargetError
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from nasq.space import Choice, SearchSpace
 
 __all__ = ["add_commands"]
@@ -23,25 +20,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tabl
 targets_app = typer.Typer(invoke_without_command=True, help="Targets, and whether a space can be shipped to one.")
 
 
-def _space(name: str, factory: Callable[..., nn.Module]) -> SearchSpace:
-    """The choices of a space, without memory for its weights where its factory allows that."""
-    import torch
-
-    from nasq.elastic.read import read_space
-
-    try:
-        with torch.device("meta"):
-            return read_space(factory(), name)
-    except (NotImplementedError, RuntimeError):  # the factory looks at its weights
-        return read_space(factory(), name)
-
-
 def _space_row(name: str) -> dict[str, Any]:
     from nasq import plugins
+    from nasq.elastic.read import read_space_of
 
     factory = plugins.load("search_spaces", name)
     info = plugins.space_info(factory)
-    size = None if info.argument else _space(name, factory).size
+    size = None if info.argument else read_space_of(factory, name).size
     shown = f"{name}:{info.argument}" if info.argument else name
     return {"name": shown, "size": size, "data": info.data, "source": info.source}
 
@@ -60,8 +45,10 @@ def spaces(
         shown = [{**row, "size": _scientific(row["size"])} for row in rows]
         output.table(shown, value=rows)
         return
+    from nasq.elastic.read import read_space_of
+
     factory = plugins.load("search_spaces", name)
-    space, info = _space(name, factory), plugins.space_info(factory)
+    space, info = read_space_of(factory, name), plugins.space_info(factory)
     rows = [_choice_row(space, choice) for choice in space.choices]
     output.table(rows, title=f"{name}: {_scientific(space.size)} subnets before bits")
     if not json:

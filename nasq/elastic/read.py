@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nasq.elastic.base import Condition, Container, ElasticModule
 from nasq.errors import InputError
 from nasq.space import Choice, SearchSpace, SpaceRules
 
-__all__ = ["read_space"]
+__all__ = ["read_space", "read_space_of"]
 
 
 class _Reader:
@@ -80,3 +85,37 @@ def read_space(module: nn.Module, name: str = "") -> SearchSpace:
     reader.walk(module, "", ())
     conditions = {key: uses for key, uses in reader.uses.items() if () not in uses}
     return SearchSpace(list(reader.choices.values()), conditions, name=name, rules=reader.rules())
+
+
+def read_space_of(build: Callable[[], nn.Module], name: str = "") -> SearchSpace:
+    """The search space of the network that ``build`` makes, without memory for its weights where that is possible.
+
+    Args:
+        build: Makes the network. It is called again, on the default device, if it looks at its weights.
+        name: For messages and files.
+
+    Raises:
+        InputError: As :func:`read_space`.
+    """
+    try:
+        with torch.device("meta"), _Undrawn():
+            return read_space(build(), name)
+    except (NotImplementedError, RuntimeError):
+        return read_space(build(), name)
+
+
+_DRAWS = frozenset({"uniform_", "normal_", "kaiming_uniform_"})
+
+
+class _Undrawn(TorchFunctionMode):
+    """Draws no numbers for weights that hold none: torch does that in Python and loads its compiler for it, a second."""
+
+    def __torch_function__(
+        self, function: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(function, "__name__", "") in _DRAWS:
+            weight = args[0] if args else kwargs.get("tensor")
+            if isinstance(weight, Tensor) and weight.is_meta:
+                return weight
+        return function(*args, **kwargs)

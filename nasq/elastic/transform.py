@@ -39,7 +39,9 @@ class KernelTransforms(nn.Module):
                 "Change it, or leave kernel_transform out."
             )
         for small, large in pairwise(self.sizes):
-            self.register_parameter(_name(large, small), nn.Parameter(torch.eye(small * small)))
+            # Not torch.eye, which on no device, where only sizes are looked at, loads all of torch's compiler: a second.
+            identity = torch.zeros(small * small, small * small).fill_diagonal_(1)
+            self.register_parameter(_name(large, small), nn.Parameter(identity))
 
     def of(self, weight: Tensor, kernel: int) -> Tensor:
         """``[O, I, K, K]`` of the largest kernel to ``[O, I, kernel, kernel]``.

@@ -7,7 +7,7 @@ from torch import nn
 
 from nasq import Choice, Supernet, elastic
 from nasq.elastic.base import elastic_modules
-from nasq.elastic.read import read_space
+from nasq.elastic.read import read_space, read_space_of
 from nasq.errors import InputError
 
 
@@ -31,6 +31,35 @@ def test_choices_are_tied_by_name_and_found_once() -> None:
         ["width", "kernel", "expand", "depth", "mix", "groups", "stride", *(f"block{i}.kernel" for i in range(3))]
     )
     assert set(space.conditions) == {"block1.kernel", "block2.kernel"}
+
+
+def test_the_space_of_a_factory_needs_no_weights() -> None:
+    made: list[nn.Module] = []
+    before = torch.get_rng_state()
+
+    def build() -> nn.Module:
+        net = nn.Sequential(
+            elastic.Conv2d(3, 4, Choice("k", (3, 5)), kernel_transform=True), nn.Linear(4, 2), nn.GRU(2, 2)
+        )
+        nn.init.kaiming_normal_(net[0].weight)
+        nn.init.uniform_(net[1].weight, 0, 1)
+        made.append(net)
+        return net
+
+    space = read_space_of(build, "mine")
+    assert torch.equal(before, torch.get_rng_state())
+    with torch.random.fork_rng():
+        assert space == read_space(build(), "mine")
+    assert [{weight.device.type for weight in net.parameters()} for net in made] == [{"meta"}, {"cpu"}]
+    assert all(float(weight.detach().std()) > 0 for weight in made[1][1].parameters())
+
+
+def test_a_factory_that_looks_at_its_weights_is_built_for_real() -> None:
+    width = Choice("w", (2, 4))
+    space = read_space_of(
+        lambda: nn.Sequential(*[nn.Identity()] * int(torch.ones(2).sum()), elastic.Conv2d(3, width, 1))
+    )
+    assert space.names == ("w",)
 
 
 def test_equal_but_separate_choices_are_one() -> None:

@@ -27,7 +27,8 @@ from safetensors import numpy as safetensors
 
 from nasq import files
 from nasq.deploy import storage
-from nasq.deploy.schema import SCHEMA, WEIGHTS, json_from_program, program_from_json
+from nasq.deploy.program_json import json_from_program, program_from_json
+from nasq.deploy.schema import SCHEMA, WEIGHTS
 from nasq.errors import ArtifactError, InputError
 from nasq.quant.program import Program
 

@@ -107,7 +107,7 @@ def load(directory: Path | str, runtime: str | None = None, *, threads: int = 1,
     if runtime == INDUCTOR:
         return RuntimeNetwork(program, ENGINES[INDUCTOR].open(program, threads, {}, LARGEST_BATCH))
     if runtime == CUDA:
-        from nasq.deploy.cuda_network import CudaRuntime
+        from nasq.deploy.cuda_runtime import CudaRuntime
 
         return RuntimeNetwork(program, CudaRuntime(program))
     engine = engine_of(program)

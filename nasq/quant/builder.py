@@ -257,6 +257,23 @@ def _with_input(network: QuantizedNetwork, target: Target) -> None:
     network.wiring = Wiring([Step("quantization.input", (0,)), *shifted], network.wiring.output + 1)
 
 
+def _build(module: nn.Module, example: Tensor, plan: Plan) -> QuantizedNetwork:
+    """The quantized form around the layers of ``module``, not yet compared with it."""
+    graph = trace(module, example)
+    check_supported(graph)
+    check_sizes(graph, read_space(module))
+    plan.pinned = first_and_last(graph)
+    if plan.sum_bits is not None:
+        plan.stream = separate_sums(graph, plan.pinned)
+    network, _ = Builder(module, graph, plan, root=True).build([False])
+    assert isinstance(network, QuantizedNetwork)
+    plan.check_patterns()
+    _with_input(network, plan.target)
+    network.target, network.removed = plan.target, tuple(plan.removed)
+    network.example_shape = tuple(example.shape[1:])
+    return network
+
+
 def quantize(
     module: nn.Module,
     example: Tensor,
@@ -311,31 +328,11 @@ def quantize(
         TargetError: The target allows none of the options, or lacks an operation (named with its path).
     """
     plan = Plan(
-        load(target) if isinstance(target, str) else target,
-        weight_bits,
-        activation_bits,
-        weight_granularity,
-        weight_symmetry,
-        activation_symmetry,
-        first_last_bits,
-        sum_bits,
-        where,
-        released_gradient,
-    )
+        load(target) if isinstance(target, str) else target, weight_bits, activation_bits, weight_granularity,
+        weight_symmetry, activation_symmetry, first_last_bits, sum_bits, where, released_gradient,
+    )  # fmt: skip
     original = copy.deepcopy(module)
-    copied = copy.deepcopy(module)
-    graph = trace(copied, example)
-    check_supported(graph)
-    check_sizes(graph, read_space(copied))
-    plan.pinned = first_and_last(graph)
-    if sum_bits is not None:
-        plan.stream = separate_sums(graph, plan.pinned)
-    network, _ = Builder(copied, graph, plan, root=True).build([False])
-    assert isinstance(network, QuantizedNetwork)
-    plan.check_patterns()
-    _with_input(network, plan.target)
-    network.target, network.removed = plan.target, tuple(plan.removed)
-    network.example_shape = tuple(example.shape[1:])
+    network = _build(copy.deepcopy(module), example, plan)
     if power_of_two_steps:
         use_powers_of_two(network)
     check_same(original, network, example)

@@ -3,7 +3,8 @@
 from nasq.ranking.audits import Audit, ScoreAudit, audit
 from nasq.ranking.capture import Recorder, Repeats, layers_of
 from nasq.ranking.copies import quantized_weights
-from nasq.ranking.passes import OBSERVATIONS, Passes
+from nasq.ranking.observations import OBSERVATIONS
+from nasq.ranking.passes import Passes
 from nasq.ranking.proxy import Batch, Needs, PassProxy, PoolProxy, Proxy, ranks
 from nasq.ranking.scoring import combine, expand, score, score_pool
 from nasq.ranking.table import Table

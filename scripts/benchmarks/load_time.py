@@ -29,7 +29,7 @@ from nasq import files
 from nasq.deploy import bundle, storage
 from nasq.deploy.bench import environment
 from nasq.deploy.checks import check_program
-from nasq.deploy.schema import program_from_json
+from nasq.deploy.program_json import program_from_json
 from nasq.quant.packing import unpack
 from nasq.quant.program import AvgPool, Conv, Input, Linear, Op, Program, Reshape, Tensor
 

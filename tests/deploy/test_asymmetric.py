@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from nasq.deploy import bundle
 from nasq.deploy.layers import accumulator_bound
 from nasq.deploy.onnx import export
+from nasq.deploy.program_json import json_from_program, program_from_json
 from nasq.deploy.reference import Reference
-from nasq.deploy.schema import json_from_program, program_from_json
 from nasq.errors import ArtifactError, TargetError
 from nasq.quant.program import Linear, Program
 from tests.deploy.programs import KINDS, random_input, random_program, residual_program

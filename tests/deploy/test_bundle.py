@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from nasq.deploy import bundle
-from nasq.deploy.schema import json_from_program, program_from_json
+from nasq.deploy.program_json import json_from_program, program_from_json
 from nasq.errors import ArtifactError, InputError, NasqError
 from nasq.quant.program import Input, Linear, Program, Tensor
 from tests.deploy.programs import Maker, random_program, residual_program

@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors
 
 from nasq.deploy import bundle
 from nasq.deploy.layers import accumulator_bound
-from nasq.deploy.schema import json_from_program, program_from_json
+from nasq.deploy.program_json import json_from_program, program_from_json
 from nasq.errors import ArtifactError
 from nasq.quant.program import Conv, Linear, Program, Tensor
 from tests.deploy.programs import Maker, residual_program

@@ -117,9 +117,10 @@ def correlations(options: argparse.Namespace) -> list[dict[str, Any]]:
         ok = ~np.isnan(own)
         row["spearman"], row["kendall"] = (interval(own[ok], accuracy[ok], which) for which in (spearman, kendall))
         key = THEIR_NAMES.get(name, name)
-        known = [at for at, one in enumerate(index) if ok[at] and key in theirs.get(one, {})]
+        known = [at for at, one in enumerate(index) if ok[at] and theirs.get(one, {}).get(key)]  # some values are empty
         if known:
             values = np.array([float(theirs[index[at]][key]) for at in known])
+            row["published"] = len(known)
             row["agreement"] = interval(own[known], values, spearman)
             row["published_spearman"] = round(spearman(values, accuracy[known]), 3)
         found.append(row)

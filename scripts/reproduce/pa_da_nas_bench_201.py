@@ -15,9 +15,11 @@ from nasq.search_spaces.nas_bench_201 import nas_bench_201
 from scripts.reproduce.ranking_study import FAIR, PA_DA, PA_DA_WHOLE, UNIFORM, Setting, Study, run
 
 SHORT = Setting(
-    network={"C": 16, "N": 1}, training_images=10_000, validation_images=1_000, passes=20,
-    config={"batch_size": 128, "lr": 0.05, "weight_decay": 2.5e-4}, subnets=1_000, batch_size=1_000, repetitions=20,
+    network={"C": 16, "N": 1}, training_images=10_000, validation_images=512, passes=24,
+    config={"batch_size": 64, "lr": 0.05, "weight_decay": 2.5e-4}, subnets=1_000, batch_size=256, repetitions=20,
+    bf16=True,
 )  # fmt: skip
+"""What one core trains and ranks in about an hour, with three ways and two seeds."""
 FULL = Setting(
     network={"C": 16, "N": 5}, training_images=45_000, validation_images=5_000, passes=250,
     config={"batch_size": 256, "lr": 0.05, "weight_decay": 2.5e-4}, subnets=None, batch_size=2_500, repetitions=100,

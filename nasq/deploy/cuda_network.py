@@ -2,23 +2,22 @@
 
 A tensor with container integers ``q`` is held as int8 ``q - offset``: the offset is the zero-point where that fits int8,
 else 128. What has no kernel runs as in :class:`~nasq.deploy.integer_network.IntegerNetwork`, on integers held in fp32, and
-the layer's :class:`Plan` says why.
+the layer's :class:`~nasq.deploy.cuda_plan.Plan` says why.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from nasq.cuda import nibbles, support
+from nasq.deploy.cuda_plan import Plan, plans_of
 from nasq.deploy.integer_network import IntegerNetwork
 from nasq.errors import TargetError
 from nasq.quant import arithmetic
@@ -26,28 +25,10 @@ from nasq.quant import program as p
 from nasq.quant.operations import STAYS
 from nasq.quant.program import Program
 
-__all__ = ["CudaNetwork", "CudaRuntime", "Plan"]
+__all__ = ["CudaNetwork"]
 
 _MIDDLE = 128
 _THIN = 64  # most rows that the kernel for few rows takes
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How one operation runs.
-
-    Attributes:
-        path: Of the layer.
-        kind: Of the operation.
-        kernel: ``"conv"``, ``"depthwise"``, ``"linear"``, ``"linear w4"``, ``"_int_mm"``, ``"add"``, ...; ``"int8"``: moved
-            or clipped by torch as it is; ``"float"``: as integers held in fp32 or float64.
-        reason: Why it runs in float; empty elsewhere.
-    """
-
-    path: str
-    kind: str
-    kernel: str
-    reason: str = ""
 
 
 class CudaNetwork(IntegerNetwork):
@@ -77,7 +58,7 @@ class CudaNetwork(IntegerNetwork):
         super().__init__(program)
         self.without = support.why_not(device)
         self.offsets = _offsets(program)
-        self.plans = tuple(self._plan(index, op) for index, op in enumerate(program.ops))
+        self.plans = plans_of(program, _KERNELS, self.without)
         for index, (op, plan) in enumerate(zip(program.ops, self.plans, strict=True)):
             for name, value in self._prepare(op, plan).items():
                 self.register_buffer(f"cuda{index}_{name}", value)
@@ -89,47 +70,6 @@ class CudaNetwork(IntegerNetwork):
     def counts(self) -> dict[str, int]:
         """How many operations run on each kernel."""
         return dict(Counter(plan.kernel for plan in self.plans))
-
-    # -- what runs ----------------------------------------------------------------------------------------------------
-
-    def _plan(self, index: int, op: p.Op) -> Plan:
-        kernel, reason = self._kernel(op)
-        return Plan(op.path, op.kind, kernel if not reason else "float", reason)
-
-    def _kernel(self, op: p.Op) -> tuple[str, str]:
-        if isinstance(op, p.Linear):
-            return self._layer_kernel(op)
-        if isinstance(op, (*STAYS, p.Scale, p.Constant, p.Input)):
-            return "int8", ""
-        if op.kind not in _KERNELS:
-            return "float", f"there is no kernel for {op.kind!r}"
-        if isinstance(op, p.Add) and len({self._made(name).shape for name in op.inputs}) > 1:
-            return "add", "the sum repeats one of its inputs"
-        if isinstance(op, p.LayerNorm) and (op.dims != (len(op.output.shape) - 1,) or op.channel != op.dims[0]):
-            return "layer_norm", "it normalises over more than the last dimension"
-        if isinstance(op, (p.Softmax, p.LayerNorm)) and op.output.shape[-1] > 1 << 14:
-            return op.kind, f"rows of {op.output.shape[-1]} numbers are too long"
-        if isinstance(op, p.MatMul) and len(self._made(op.inputs[0]).shape) != len(self._made(op.inputs[1]).shape):
-            return "matmul", "the matrices are batched differently"
-        return op.kind, self.without
-
-    def _layer_kernel(self, op: p.Linear) -> tuple[str, str]:
-        used = op.used
-        if len(op.inputs) > 1:
-            return "float", "a shortcut is added before rounding"
-        if op.multipliers is not None:
-            return "float", "groups of its inputs have scales of their own"
-        if used.min(initial=0) < -128 or used.max(initial=0) > 127:
-            return "float", "its weights minus their zero-points leave int8"
-        sums = np.abs(used).reshape(len(used), -1).sum(1) * 256 + np.abs(op.bias.astype(np.int64))
-        if int(sums.max(initial=0)) >= 1 << 31:
-            return "float", "int32 does not hold its sums"
-        if not isinstance(op, p.Conv):
-            if self.without:
-                return ("_int_mm", "") if _int_mm_takes(used.shape) else ("float", self.without)
-            return ("linear w4" if op.weight_bits <= 4 and op.weight_zero is None else "linear"), ""
-        depthwise = op.groups > 1 and op.weight.shape[1] == 1
-        return ("depthwise" if depthwise else "conv"), self.without
 
     def _made(self, name: str) -> p.Tensor:
         return self.program.ops[self.places[name]].output
@@ -243,10 +183,6 @@ class CudaNetwork(IntegerNetwork):
         return stored.reshape(*x.shape[:-1], len(weight))
 
 
-def _int_mm_takes(shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and all(size % 8 == 0 for size in shape)
-
-
 def _offsets(program: Program) -> dict[str, int]:
     """What is subtracted from each tensor's container integers so that they fit int8."""
     found: dict[str, int] = {}
@@ -346,70 +282,3 @@ def _layer_norm(network: CudaNetwork, index: int, op: Any, given: list[Tensor]) 
 _KERNELS: Mapping[str, Any] = {
     "add": _add, "matmul": _matmul, "table": _table, "softmax": _softmax, "layer_norm": _layer_norm,
 }  # fmt: skip
-
-
-class CudaRuntime:
-    """A program on a CUDA device as a :class:`nasq.deploy.runtimes.Runtime`; batches of equal size are replayed as graphs.
-
-    Args:
-        program: A valid program.
-        device: Where it runs.
-        graphs: Whether a batch size that is seen twice is captured as a CUDA graph, which spares launching the kernels
-            one by one.
-    """
-
-    def __init__(self, program: Program, device: torch.device | str = "cuda", graphs: bool = True) -> None:
-        self.network = CudaNetwork(program, device).eval()
-        self.device = torch.device(device)
-        self.name = f"nasq-cuda ({torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else 'cpu'})"
-        self._graphs: dict[tuple[int, ...], Any] | None = {} if graphs and self.device.type == "cuda" else None
-
-    def run(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
-        """The final integers, uint8 ``[N, ...]``."""
-        return self._integers(x).to(torch.uint8).cpu().numpy()
-
-    def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """The dequantized output, fp32 ``[N, ...]``."""
-        output = self.network.program.output
-        return ((self._integers(x) - output.zero_point) * self.network.steps[-1]).cpu().numpy()
-
-    def _integers(self, x: NDArray[np.float32]) -> Tensor:
-        images = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
-        if self._graphs is None:
-            return self.network.containers(images)
-        shape = tuple(images.shape)
-        if shape not in self._graphs:
-            # The first call of a shape chooses tiles, which no capture may hold; the second is captured.
-            self._graphs[shape] = None
-            return self.network.containers(images)
-        if self._graphs[shape] is None:
-            self._graphs[shape] = Replay(self.network.containers, images)
-        found: Tensor = self._graphs[shape](images)
-        return found
-
-
-class Replay:
-    """A function of one CUDA tensor, captured as a CUDA graph.
-
-    Args:
-        function: Free of synchronisation; run once on ``example`` before.
-        example: Of the shape that is replayed.
-    """
-
-    def __init__(self, function: Any, example: Tensor) -> None:
-        self.input = example.clone()
-        stream = torch.cuda.Stream(example.device)  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream(example.device))
-        with torch.cuda.stream(stream):
-            function(self.input)
-        torch.cuda.current_stream(example.device).wait_stream(stream)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(example.device), torch.cuda.graph(self.graph):
-            self.output = function(self.input)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """The result for ``x``: a tensor that the next call overwrites."""
-        self.input.copy_(x)
-        self.graph.replay()
-        found: Tensor = self.output
-        return found

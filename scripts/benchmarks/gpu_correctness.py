@@ -197,7 +197,7 @@ def _network(name: str, device: torch.device, seed: int, bits: tuple[int, ...]) 
 def integer_evaluation_and_export(device: torch.device, small: bool) -> str:
     """A subnet's evaluation on the device, the same on the CPU, its frozen program on every executor."""
     from nasq.deploy import bundle
-    from nasq.deploy.cuda_network import CudaRuntime
+    from nasq.deploy.cuda_runtime import CudaRuntime
     from nasq.deploy.integer_network import IntegerNetwork
     from nasq.deploy.reference import Reference
 

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 import nasq
 from nasq.cuda import nibbles, products, support
 from nasq.deploy import bundle
-from nasq.deploy.cuda_network import CudaNetwork, CudaRuntime
+from nasq.deploy.cuda_network import CudaNetwork
+from nasq.deploy.cuda_runtime import CudaRuntime
 from nasq.deploy.reference import Reference
 from nasq.errors import TargetError
 from nasq.quant.program import Program

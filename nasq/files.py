@@ -14,7 +14,7 @@ from typing import Any
 
 from nasq.errors import ArtifactError, NasqError
 
-__all__ = ["append_line", "parse_json", "read_json", "sha256", "write_bytes", "write_json", "write_text"]
+__all__ = ["append_line", "parse_json", "read_json", "sha256", "strict_json", "write_bytes", "write_json", "write_text"]
 
 
 @contextlib.contextmanager
@@ -91,8 +91,18 @@ def _no_constants(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
+def strict_json(text: str) -> Any:
+    """What a JSON text holds; duplicate keys, NaN and infinities are refused.
+
+    Raises:
+        ValueError: The text is no such JSON.
+        RecursionError: It is nested too deeply.
+    """
+    return json.loads(text, object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+
+
 def read_json(path: Path) -> Any:
-    """Reads strict JSON: duplicate keys, NaN and infinities are refused.
+    """Reads a file as :func:`strict_json`.
 
     Raises:
         ArtifactError: The file is missing, not UTF-8, or not strict JSON.
@@ -109,7 +119,7 @@ def read_json(path: Path) -> Any:
 def parse_json(data: bytes, path: Path) -> Any:
     """The strict JSON that was read from ``path``; see :func:`read_json`."""
     try:
-        return json.loads(data.decode(), object_pairs_hook=_no_duplicates, parse_constant=_no_constants)
+        return strict_json(data.decode())
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"{path} cannot be read as JSON: {error}. It is corrupt or truncated.") from error
 

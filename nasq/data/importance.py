@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nasq.data.samplers import check_samples
 from nasq.errors import InputError
 
 __all__ = ["ImportanceSampler", "draw", "fold", "linear_smoothing", "logit_gradient_norm", "smoothed"]
@@ -186,8 +187,7 @@ class ImportanceSampler:
         Raises:
             InputError: The state is that of another number of samples.
         """
-        if state["n"] != self.n:
-            raise InputError(f"the sampler's state is that of {state['n']} samples; this data set has {self.n}")
+        check_samples(state, self.n)
         self.running.copy_(state["running"])
         self.seen.copy_(state["seen"])
         self.probabilities = state.get("probabilities")

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nasq.errors import InputError
 
-__all__ = ["DataSampler", "UniformSampler"]
+__all__ = ["DataSampler", "UniformSampler", "check_samples"]
 
 
 @runtime_checkable
@@ -55,6 +55,16 @@ class DataSampler(Protocol):
         ...
 
 
+def check_samples(state: Mapping[str, Any], n: int) -> None:
+    """Refuses a sampler's state that is not that of ``n`` samples.
+
+    Raises:
+        InputError: Names both numbers.
+    """
+    if state["n"] != n:
+        raise InputError(f"the sampler's state is that of {state['n']} samples; this data set has {n}")
+
+
 class UniformSampler:
     """Every sample once per epoch, in a fresh random order.
 
@@ -93,6 +103,5 @@ class UniformSampler:
         Raises:
             InputError: The state is that of another number of samples.
         """
-        if state["n"] != self.n:
-            raise InputError(f"the sampler's state is that of {state['n']} samples; this data set has {self.n}")
+        check_samples(state, self.n)
         self.generator.set_state(state["generator"])

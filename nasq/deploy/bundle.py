@@ -163,19 +163,10 @@ def _check_header(data: bytes) -> None:
             f"Allowed: up to {MAX_HEADER}; it is truncated or corrupt."
         )
     try:
-        header = json.loads(data[8 : 8 + size], object_pairs_hook=_unique)
+        header = files.strict_json(data[8 : 8 + size].decode())
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"the header of {WEIGHTS} is not JSON: {error}.") from error
     for name, entry in header.items() if isinstance(header, dict) else ():
         kind = entry.get("dtype") if isinstance(entry, dict) else entry
         if not isinstance(kind, str) or kind not in _TYPES:
             raise ArtifactError(f"the tensor {name!r} in {WEIGHTS} has the type {kind!r}. Allowed: F32, I32, U8.")
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"duplicate key {key!r}")
-        found[key] = value
-    return found

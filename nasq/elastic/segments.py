@@ -11,7 +11,8 @@ from torch import Tensor
 
 from nasq.errors import InputError
 from nasq.space import Choice, Expression, Size, choices_of, maximum_of_size
-from nasq.space.choice import Number, Reader, Value
+from nasq.space.arithmetic import Reader
+from nasq.space.options import Number, Value
 
 __all__ = ["Segments", "active_part", "write_part"]
 

@@ -1,6 +1,7 @@
 """Choices, expressions, subnets and search spaces. Works without torch."""
 
-from nasq.space.choice import Choice, Expression, Option
+from nasq.space.arithmetic import Expression
+from nasq.space.choice import Choice
 from nasq.space.conditions import Condition
 from nasq.space.expressions import (
     Function,
@@ -14,6 +15,7 @@ from nasq.space.expressions import (
     value_of,
     values_of,
 )
+from nasq.space.options import Option
 from nasq.space.random import as_numpy
 from nasq.space.rules import SpaceRules
 from nasq.space.space import SearchSpace

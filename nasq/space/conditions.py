@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from nasq.errors import InputError, choose_from
-from nasq.space.choice import Choice, Option
+from nasq.space.choice import Choice
+from nasq.space.options import Option
 
 __all__ = ["ALWAYS", "Condition", "Use", "Uses", "arrange", "prune", "spell"]
 

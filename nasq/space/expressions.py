@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.errors import InputError
-from nasq.space.choice import Binary, Choice, Expression, Reader, as_numeric, as_operand
+from nasq.space.arithmetic import Binary, Expression, Reader, as_numeric, as_operand
+from nasq.space.choice import Choice
 from nasq.space.function import Function
 from nasq.space.options import Number, Option, Value, as_literal, as_number, as_option, exact, factorise
 

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.errors import InputError
-from nasq.space.choice import Choice, Expression, Reader, collect_choices
+from nasq.space.arithmetic import Expression, Reader, collect_choices
+from nasq.space.choice import Choice
 from nasq.space.options import Number, Option, Value, as_literal, as_option, exact, factorise
 
 __all__ = ["Function"]

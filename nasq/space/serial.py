@@ -6,10 +6,10 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from nasq.errors import ArtifactError
+from nasq.files import strict_json
 from nasq.space.choice import Choice
 from nasq.space.conditions import Condition
 from nasq.space.rules import SpaceRules, describe
-from nasq.space.subnet import no_constant, unique_keys
 
 if TYPE_CHECKING:
     from nasq.space.space import SearchSpace
@@ -44,7 +44,7 @@ def parse(text: str, rules: SpaceRules | None) -> tuple[list[Choice], dict[str, 
         ArtifactError: The text is corrupt, of a newer schema, or of a space with other rules.
     """
     try:
-        value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant)
+        value = strict_json(text)
         schema = value["schema"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ArtifactError(f"a search space's JSON cannot be read ({error!r}): it is corrupt or truncated.") from error

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 
 from nasq.errors import ArtifactError, InputError, choose_from
 from nasq.space.activity import Activity
-from nasq.space.choice import Choice, Option
+from nasq.space.choice import Choice
 from nasq.space.conditions import Condition, arrange, prune, spell
 from nasq.space.count import count
+from nasq.space.options import Option
 from nasq.space.random import as_numpy
 from nasq.space.rejection import sample_members
 from nasq.space.rules import Bound, SpaceRules

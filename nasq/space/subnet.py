@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import Any
 
 from nasq.errors import InputError
-from nasq.space.choice import Option, as_option, exact
+from nasq.files import strict_json
+from nasq.space.options import Option, as_option, exact
 
 __all__ = ["Subnet"]
 
@@ -85,7 +86,7 @@ class Subnet(Mapping[str, Option]):
             InputError: The text is no JSON object of options, or names a choice twice.
         """
         try:
-            value = json.loads(text, object_pairs_hook=unique_keys, parse_constant=no_constant)
+            value = strict_json(text)
         except (ValueError, TypeError, RecursionError) as error:
             raise InputError(
                 f"a subnet's JSON cannot be read: {error}. Give an object of choice names and options."
@@ -106,18 +107,3 @@ class Subnet(Mapping[str, Option]):
     def replace(self, **options: Option) -> Subnet:
         """:meth:`updated` with keywords."""
         return self.updated(options)
-
-
-def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """For ``json.loads``: refuses an object that holds one key twice."""
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"the key {key!r} stands twice")
-        found[key] = value
-    return found
-
-
-def no_constant(name: str) -> Any:
-    """For ``json.loads``: refuses NaN and infinities."""
-    raise ValueError(f"{name} is not JSON")

@@ -273,7 +273,7 @@ def _changed(**fields: object) -> str:
         (_changed(conditions=[]), "not valid"),
         (_changed(conditions={"op": [[["depth", [9]]]]}), "choice 'depth' has no option 9"),
         (_changed(conditions={"op": [[["depth", [[9]]]]]}), "not valid"),
-        ('{"schema":1,"schema":1}', "stands twice"),
+        ('{"schema":1,"schema":1}', "duplicate key 'schema'"),
     ],
 )
 def test_corrupt_json_is_refused(text, message):

@@ -67,7 +67,7 @@ def test_it_is_immutable_and_copies_change_only_what_is_named():
     [
         ("", "cannot be read"),
         ("[1]", r"is '\[1\]'. Give an object"),
-        ('{"a":1,"a":2}', "'a' stands twice"),
+        ('{"a":1,"a":2}', "duplicate key 'a'"),
         ('{"a":NaN}', "NaN is not JSON"),
         ('{"a":1e999}', "the option of 'a' is inf"),
         ('{"a":[1]}', r"the option of 'a' is \[1\]"),

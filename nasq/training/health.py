@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from nasq.elastic.norm import batch_norms
+from nasq.errors import TrainingError
 from nasq.quant.forms import ActivationForm, WeightForm
 
-__all__ = ["first_not_finite", "warn_of_random_weights"]
+if TYPE_CHECKING:
+    from nasq.training.loop import Trainer
+    from nasq.training.paths import Path
+
+__all__ = ["broken_step", "check_weights", "first_not_finite", "warn_of_random_weights"]
 
 _LOW_BITS = 3
 """Widths up to this seldom learn from random weights."""
@@ -63,3 +71,40 @@ def _kind(name: str) -> str:
     if name.endswith("log_step"):
         return "the step size"
     return "the zero-point" if name.endswith("zeta") else "the parameter"
+
+
+def check_weights(trainer: Trainer) -> None:
+    """Stops a training before a value that is not finite is computed with, or replaces the last good checkpoint.
+
+    Raises:
+        TrainingError: Names the value.
+    """
+    if found := first_not_finite(trainer.supernet, gradients=False):
+        kept = _kept(trainer)
+        raise TrainingError(
+            f"the weights cannot be trained{found}, in epoch {trainer.epoch + 1}.{kept and f' {kept}'} Go on from it with a "
+            f"lower lr (now {trainer.config.lr}) or step_lr (now {trainer.config.step_lr})"
+        )
+
+
+def broken_step(trainer: Trainer, paths: Sequence[Path], losses: Sequence[float], step: int) -> TrainingError:
+    """The error for a step with a loss, or else a gradient, that is not finite; names the subnet and what to change."""
+    named = [(path, loss) for path, loss in zip(paths, losses, strict=True) if not math.isfinite(loss)]
+    if named:
+        path, loss = named[0]
+        what = f"the loss of subnet {path.subnet.id} ({path.role}) is {loss}"
+    else:
+        what = "a gradient is not finite after the subnets " + ", ".join(
+            f"{path.subnet.id} ({path.role})" for path in paths
+        )
+    what += first_not_finite(trainer.supernet, gradients=not named)
+    config, kept = trainer.config, _kept(trainer)
+    return TrainingError(
+        f"{what} in epoch {trainer.epoch + 1}, step {step + 1} of {trainer.steps_per_epoch}; the weights were not moved. "
+        f"{kept and f'{kept} '}Train anew with a lower lr (now {config.lr}), a lower clip_norm (now {config.clip_norm}) "
+        f"or a longer warm-up (now {config.warmup_epochs} epochs)"
+    )
+
+
+def _kept(trainer: Trainer) -> str:
+    return "" if trainer.prefix is None else f"The checkpoint of the last epoch in {trainer.prefix.parent} is kept."

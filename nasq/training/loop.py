@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from nasq.data import Augment, AugmentPolicy, DataSampler, DataSet, UniformSampler
-from nasq.errors import InputError, TrainingError
+from nasq.errors import InputError
 from nasq.quant.recompute import recomputed
 from nasq.training import checkpoint, samplers
 from nasq.training.config import TrainConfig
 from nasq.training.distributed import World
 from nasq.training.distribution import WeightDistribution
-from nasq.training.health import first_not_finite, warn_of_random_weights
+from nasq.training.health import broken_step, check_weights, warn_of_random_weights
 from nasq.training.losses import PathLoss, teachers
 from nasq.training.meter import VarianceMeter
 from nasq.training.optim import build_optimizer, build_scheduler
@@ -27,11 +27,12 @@ from nasq.training.paths import Path, PathSampler
 from nasq.training.precision import fast_bf16, fast_channels_last
 from nasq.training.state import TrainerState
 from nasq.training.streams import stream
+from nasq.training.totals import Totals
 
 if TYPE_CHECKING:
     from nasq.supernet import Supernet
 
-__all__ = ["Totals", "Trainer"]
+__all__ = ["Trainer"]
 
 Event = dict[str, Any]
 
@@ -177,9 +178,9 @@ class Trainer:
         self._state.restore(*checkpoint.load(pathlib.Path(prefix)))
 
     def _one_epoch(self, last: int) -> None:
-        self._check_finite()
+        check_weights(self)
         event = self._train_epoch()
-        self._check_finite()
+        check_weights(self)
         self.epoch += 1
         if self._meter is not None and self.epoch % self.config.variance_every == 0:
             event["gradient_variance"] = self._meter.measure(self.epoch)
@@ -189,15 +190,6 @@ class Trainer:
                 checkpoint.save(self.prefix, *self._state.capture())
             self.world.wait()  # nobody looks for a checkpoint that is being written
         self._tell(event)
-
-    def _check_finite(self) -> None:
-        """Stops before a value that is not finite is computed with, or replaces the last good checkpoint."""
-        if found := first_not_finite(self.supernet, gradients=False):
-            kept = "" if self.prefix is None else f" The checkpoint of the last epoch in {self.prefix.parent} is kept."
-            raise TrainingError(
-                f"the weights cannot be trained{found}, in epoch {self.epoch + 1}.{kept} Go on from it with a lower lr "
-                f"(now {self.config.lr}) or step_lr (now {self.config.step_lr})"
-            )
 
     def _start_event(self) -> Event:
         return {
@@ -323,57 +315,11 @@ class Trainer:
             TrainingError: Names the subnet.
         """
         if not all(math.isfinite(value) for value in values):
-            raise self._not_finite(paths, values[:-1], step)
-
-    def _not_finite(self, paths: list[Path], losses: list[float], step: int) -> TrainingError:
-        named = [(path, loss) for path, loss in zip(paths, losses, strict=True) if not math.isfinite(loss)]
-        if named:
-            path, loss = named[0]
-            what = f"the loss of subnet {path.subnet.id} ({path.role}) is {loss}"
-        else:
-            what = "a gradient is not finite after the subnets " + ", ".join(
-                f"{path.subnet.id} ({path.role})" for path in paths
-            )
-        what += first_not_finite(self.supernet, gradients=not named)
-        kept = f"The checkpoint of the last epoch in {self.prefix.parent} is kept. " if self.prefix is not None else ""
-        return TrainingError(
-            f"{what} in epoch {self.epoch + 1}, step {step + 1} of {self.steps_per_epoch}; the weights were not moved. "
-            f"{kept}Train anew with a lower lr (now {self.config.lr}), a lower clip_norm (now {self.config.clip_norm}) "
-            f"or a longer warm-up (now {self.config.warmup_epochs} epochs)"
-        )
+            raise broken_step(self, paths, values[:-1], step)
 
     def _tell(self, event: Event) -> None:
         if self.on_event is not None and self.world.first:
             self.on_event(event)
-
-
-class Totals:
-    """Sums over an epoch, kept on the device: per role ``[loss, share of right answers, paths]``."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.roles: dict[str, Tensor] = {}
-        self.norm = 0.0
-        self.lr = 0.0
-
-    def add(self, role: str, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Counts a path."""
-        if role not in self.roles:
-            self.roles[role] = torch.zeros(3, dtype=torch.float64, device=self.device)
-        right = (logits.argmax(1) == labels).double().mean()
-        self.roles[role] += torch.stack([loss.double(), right, torch.ones_like(right)])
-
-    def summary(self, steps: int, world: World) -> Event:
-        """The epoch's means, over all ranks."""
-        sums = {role: world.mean(values).tolist() for role, values in self.roles.items()}
-        paths = sum(values[2] for values in sums.values())
-        return {
-            "loss": sum(values[0] for values in sums.values()) / paths,
-            "losses": {role: values[0] / values[2] for role, values in sums.items()},
-            "accuracy": {role: values[1] / values[2] for role, values in sums.items()},
-            "gradient_norm": self.norm / steps,
-            "lr": self.lr,
-        }
 
 
 def _penalty(supernet: Supernet, config: TrainConfig) -> Callable[[], Tensor] | None:

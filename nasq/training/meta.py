@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from nasq.errors import InputError
-from nasq.training.loop import Totals, Trainer
+from nasq.training.loop import Trainer
 from nasq.training.paths import Path
+from nasq.training.totals import Totals
 
 __all__ = ["MetaTrainer"]
 

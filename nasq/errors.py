@@ -70,7 +70,7 @@ def choose_from(kind: str, name: str, allowed: Iterable[str], hint: str = "") ->
         allowed: Every name that would have been accepted.
         hint: A sentence that says what to do next, such as a command that lists the names.
     """
-    names = sorted(allowed)
+    names = sorted(set(allowed))
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     guess = f" Did you mean {near[0]!r}?" if near else ""
     listed = ", ".join(names) if names else "none is installed"

@@ -67,11 +67,16 @@ def show_end_to_end(found: Mapping[str, Timing], output: Output) -> None:
     output.table(rows)
 
 
-def read_baseline(path: Path | None) -> Any:
-    """A former benchmark, read before the run's own file is replaced; ``None`` without one."""
+def read_baseline(path: Path | None, tolerance: float) -> Any:
+    """A former benchmark, read and checked before the run's own file is replaced; ``None`` without one."""
+    from nasq.deploy.baseline import changes
     from nasq.files import read_json
 
-    return None if path is None else read_json(path)
+    if path is None:
+        return None
+    found = read_json(path)
+    changes(found, found, tolerance)
+    return found
 
 
 def show_changes(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float, output: Output) -> bool:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nasq.cli.output import Output
-from nasq.errors import TargetError
+from nasq.cli.output import Json, Output, Quiet
+from nasq.errors import InputError, TargetError
 
 if TYPE_CHECKING:
     from nasq.space import Choice, SearchSpace
 
 __all__ = ["add_commands"]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
 
 targets_app = typer.Typer(invoke_without_command=True, help="Targets, and whether a space can be shipped to one.")
 
@@ -31,6 +30,17 @@ def _space_row(name: str) -> dict[str, Any]:
     return {"name": shown, "size": size, "data": info.data, "source": info.source}
 
 
+def _rows(names: Iterable[str], row: Callable[[str], dict[str, Any]], output: Output) -> list[dict[str, Any]]:
+    """A row for each name; what a broken package installs is named on stderr, and the others are listed."""
+    found = []
+    for name in names:
+        try:
+            found.append(row(name))
+        except InputError as error:
+            output.log(f"nasq: {error}")
+    return found
+
+
 def spaces(
     name: Annotated[str | None, typer.Argument(help="Show the choices of one space.")] = None,
     json: Json = False,
@@ -41,7 +51,7 @@ def spaces(
 
     output = Output(json, quiet)
     if name is None:
-        rows = [_space_row(one) for one in plugins.installed("search_spaces")]
+        rows = _rows(plugins.installed("search_spaces"), _space_row, output)
         shown = [{**row, "size": _scientific(row["size"])} for row in rows]
         output.table(shown, value=rows)
         return
@@ -80,12 +90,16 @@ def proxies(json: Json = False, quiet: Quiet = False) -> None:
     """List the installed zero-cost proxies."""
     from nasq import plugins
 
-    rows = []
-    for name in plugins.installed("proxies"):
-        proxy = plugins.load("proxies", name)
-        needs = [text for text, needed in (("data", proxy.needs.data), ("labels", proxy.needs.labels)) if needed]
-        rows.append({"name": name, "needs": ", ".join(needs) or "nothing", "reference": proxy.reference})
-    Output(json, quiet).table(rows)
+    output = Output(json, quiet)
+    output.table(_rows(plugins.installed("proxies"), _proxy_row, output))
+
+
+def _proxy_row(name: str) -> dict[str, Any]:
+    from nasq.ranking import load_proxy
+
+    proxy = load_proxy(name)
+    needs = [text for text, needed in (("data", proxy.needs.data), ("labels", proxy.needs.labels)) if needed]
+    return {"name": name, "needs": ", ".join(needs) or "nothing", "reference": proxy.reference}
 
 
 @targets_app.callback()
@@ -98,7 +112,7 @@ def targets(context: typer.Context, json: Json = False, quiet: Quiet = False) ->
     rows = []
     for name in known.names():
         target = known.load(name)
-        bits = f"{min(target.weight_bits)}-{max(target.weight_bits)}"
+        bits = "-".join(map(str, sorted({min(target.weight_bits), max(target.weight_bits)})))
         rows.append({"name": name, "runtime": target.runtime, "bits": bits, "sums": target.add,
                      "here": target.unusable() or "yes", "description": target.description})  # fmt: skip
     Output(json, quiet).table(rows)
@@ -138,7 +152,7 @@ def check(
     rows: list[dict[str, object]] = [
         {"layer": one.path, "kind": one.kind, "kernel": "integer" if one.integer else "float",
          "integers": "equal" if one.exact else "DIFFER",
-         "vs fp32": "" if one.speedup is None else f"{one.speedup:.2f}x" + (" slower" if one.speedup < 1 else "")}
+         "vs fp32": "" if one.speedup is None else f"{one.speedup:.2f}x" + (" (slower)" if one.speedup < 1 else "")}
         for one in found.layers
     ]  # fmt: skip
     output.table(

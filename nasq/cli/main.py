@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 from pathlib import Path
@@ -10,8 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from nasq.cli.output import Output
-from nasq.errors import NasqError
+from nasq.cli.output import Json, Output, Quiet
+from nasq.cli.process import Interrupted, interrupt, open_closed_streams, refused_by_system, what_goes_on
+from nasq.errors import InputError, NasqError
+from nasq.version import __version__
 
 __all__ = ["app", "main"]
 
@@ -24,9 +25,22 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
 RunPath = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"nasq {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Neural architecture search with quantization supernets, exported bit for bit."""
 
 
 @app.command()
@@ -55,8 +69,8 @@ def run(
     if image_size is not None:
         changes.append(f"data.image_size={image_size}")
     if config is None and preset is None:
-        if resume and out is not None and (out / "config.yaml").exists():
-            config = out / "config.yaml"
+        if resume and out is not None:
+            config = _kept_configuration(out)
         else:
             preset = "digits"
             output.log("no configuration given: taking --preset digits")
@@ -73,6 +87,17 @@ def run(
         with made:
             facts = run_flow(made, progress.step, workshop)
     output.result(facts, _ending(facts))
+
+
+def _kept_configuration(directory: Path) -> Path:
+    """Where the run to go on with keeps its configuration; a mistyped directory is no reason to begin another run."""
+    config = directory / "config.yaml"
+    if not config.exists():
+        raise InputError(
+            f"{directory} holds no run to go on with: config.yaml is missing. Give the directory of a run, or a "
+            "configuration (CONFIG.yaml or --preset NAME) to begin one there."
+        )
+    return config
 
 
 def _ending(facts: dict[str, Any]) -> str:
@@ -196,7 +221,7 @@ def bench(
             _worked(directory, output, lambda run, shop, _: benching.end_to_end(run, shop)), output
         )
         return
-    before = benching.read_baseline(baseline)
+    before = benching.read_baseline(baseline, tolerance)
     _, found = _stage(directory, "bench", output)
     if before is not None:
         if benching.show_changes(before, found, tolerance, output):
@@ -221,6 +246,14 @@ def report(directory: RunPath, json: Json = False, quiet: Quiet = False) -> None
     output.result({"report": str(path)}, f"report           {path}")
 
 
+def _require_bundle(path: Path) -> None:
+    """Refuses what is no bundle at all; a damaged one is for its reader to name."""
+    if not path.is_dir():
+        raise InputError(f"there is no directory {str(path)!r}. Give a bundle, such as RUN/best, or a run's directory.")
+    if (path / "config.yaml").exists():
+        raise InputError(f"{path} is a run, not a bundle. Its best bundle is {path / 'best'}.")
+
+
 @app.command()
 def verify(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="An exported bundle.")],
@@ -236,6 +269,7 @@ def verify(
     from nasq.deploy import sandbox
 
     output = Output(json, quiet)
+    _require_bundle(bundle)
     program = bundles.read(bundle)
     spec = program.ops[0].output
     low, high = ((bound - spec.zero_point) * spec.scale for bound in (spec.low, spec.high))
@@ -263,6 +297,7 @@ def show(
         return
     from nasq.cli.showing import bundle_rows
 
+    _require_bundle(path)
     rows, facts = bundle_rows(path)
     output.table(rows, title=f"{facts['space']} for {facts['target']}", value=facts)
 
@@ -285,34 +320,21 @@ _register()
 
 def main() -> None:
     """Entry point: one clear line for what nasq refuses, exit code 1 (failed) or 2 (bad input)."""
-    before = signal.signal(signal.SIGINT, _interrupt)
+    before = signal.signal(signal.SIGINT, interrupt)
+    open_closed_streams()
     try:
         app(standalone_mode=True)
     except NasqError as error:
         sys.stderr.write(f"nasq: {error}\n")
         raise SystemExit(error.exit_code) from None
-    except _Interrupted:
-        sys.stderr.write("nasq: interrupted; nothing is lost, 'nasq run' with --resume goes on\n")
+    except Interrupted:
+        sys.stderr.write(f"nasq: interrupted{what_goes_on(sys.argv[1:])}\n")
         raise SystemExit(130) from None
     except OSError as error:
-        if error.errno not in _REFUSED:
+        line = refused_by_system(error)
+        if not line:
             raise
-        where = f" ({error.filename})" if error.filename else ""
-        sys.stderr.write(
-            f"nasq: the system refused to write or read: {error.strerror}{where}. What was written before is whole; "
-            "free space or choose a writable directory, and run the same command again.\n"
-        )
+        sys.stderr.write(f"nasq: {line}\n")
         raise SystemExit(1) from None
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-_REFUSED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO}
-
-
-class _Interrupted(BaseException):
-    """Ctrl-C. Not a KeyboardInterrupt, which typer would end without a word."""
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise _Interrupted

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Output"]
+__all__ = ["Json", "Output", "Quiet"]
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
+"""The option that every command has for :class:`Output`'s ``as_json``."""
+
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+"""The option that every command has for :class:`Output`'s ``quiet``."""
 
 _WIDTH = 80
 
@@ -73,5 +82,7 @@ def _cell(value: Any) -> str:
     from rich.markup import escape
 
     if isinstance(value, float):
-        return f"{value:.4g}"
+        # 54482 bytes are 54,482 and not 5.448e+04.
+        whole = math.isfinite(value) and abs(value) < 1e15 and (value.is_integer() or abs(value) >= 1e4)
+        return f"{value:,.0f}" if whole else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else escape(str(value))

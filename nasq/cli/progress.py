@@ -4,38 +4,43 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from nasq.cli.output import Output
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["RunProgress"]
+__all__ = ["RunProgress", "TerminalBar"]
 
 
-class RunProgress:
-    """Follows the events of a run. Use it in a ``with`` statement.
+class TerminalBar:
+    """A bar with rate and time left, while a ``with`` statement lasts; none where there is no terminal, or it is quiet.
 
     Args:
         output: Where to write.
+
+    Attributes:
+        bar: Of rich; ``None`` where there is none. Its tasks have a field ``rate``.
+        description: In front of the bar, as rich formats it.
+        counted: Whether "done/total" stands behind the bar.
     """
+
+    description = "{task.description}"
+    counted = False
 
     def __init__(self, output: Output) -> None:
         self.output = output
         self.bar: Progress | None = None
-        self.task: TaskID | None = None
-        self.began = time.perf_counter()
-        self.epochs = (0, 1)
 
-    def __enter__(self) -> RunProgress:
+    def __enter__(self) -> Self:
         console = self.output.console(stderr=True)
         if not self.output.quiet and console.is_terminal:
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             self.bar = Progress(
-                TextColumn("{task.description:<22}"), BarColumn(24), TextColumn("{task.fields[rate]:>14}"),
-                TimeRemainingColumn(), console=console, transient=True,
+                TextColumn(self.description), BarColumn(24), *[MofNCompleteColumn()] * self.counted,
+                TextColumn("{task.fields[rate]:>14}"), TimeRemainingColumn(), console=console, transient=True,
             )  # fmt: skip
             self.bar.start()
         return self
@@ -43,6 +48,18 @@ class RunProgress:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+class RunProgress(TerminalBar):
+    """Follows the events of a run."""
+
+    description = "{task.description:<22}"
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(output)
+        self.task: TaskID | None = None
+        self.began = time.perf_counter()
+        self.epochs = (0, 1)
 
     def _show(self, description: str, done: float, total: float, rate: str) -> None:
         if self.bar is None:
@@ -79,8 +96,8 @@ class RunProgress:
         self._say(f"{event['stage']} done in {event['seconds']:.1f} s")
 
     def _on_check_done(self, event: Mapping[str, Any]) -> None:
-        speed = "" if event["speedup"] is None else f", largest subnet {event['speedup']:.2f}x the speed of fp32"
-        self._say(f"  {event['layers']} layers, {event['differing']} of {event['total']} integers differ{speed}")
+        speed = "" if event["speedup"] is None else f"; largest: {event['speedup']:.2f}x fp32's speed"
+        self._say(f"  {event['differing']} of {event['total']:,} integers differ in {event['layers']} layers{speed}")
 
     def _on_train_start(self, event: Mapping[str, Any]) -> None:
         self.epochs = (event["epoch"], event["epochs"])

@@ -6,20 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from nasq.cli.output import Output
+from nasq.cli.output import Json, Output, Quiet
+from nasq.cli.progress import TerminalBar
 from nasq.errors import InputError, NasqError
-
-if TYPE_CHECKING:
-    from rich.progress import Progress
 
 __all__ = ["add_commands"]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
 
 ranker_app = typer.Typer(no_args_is_help=True, help="Learn to rank subnets from node-wise statistics (ParZC).")
 
@@ -27,30 +23,15 @@ EVERY = 10.0
 """Seconds between lines of progress where there is no terminal."""
 
 
-class ScoreProgress:
+class ScoreProgress(TerminalBar):
     """Rows, rate and time left: a bar on a terminal, a line now and then elsewhere."""
 
+    counted = True
+
     def __init__(self, output: Output) -> None:
-        self.output = output
-        self.bar: Progress | None = None
+        super().__init__(output)
         self.began: tuple[float, int] | None = None
         self.said = 0.0
-
-    def __enter__(self) -> ScoreProgress:
-        console = self.output.console(stderr=True)
-        if not self.output.quiet and console.is_terminal:
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-            self.bar = Progress(
-                TextColumn("score"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[rate]:>14}"),
-                TimeRemainingColumn(), console=console, transient=True,
-            )  # fmt: skip
-            self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.bar is not None:
-            self.bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
         """Told after every row."""

@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
-from nasq.cli.output import Output
+from nasq.cli.output import Json, Output, Quiet
 
 __all__ = ["add_commands"]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
 RunPath = Annotated[Path, typer.Argument(metavar="DIR", help="A run directory.")]
 Storage = Annotated[
     str | None,
@@ -116,7 +114,7 @@ def pick(
     from nasq.errors import InputError
     from nasq.run.directory import RunDirectory
     from nasq.run.search import search_results
-    from nasq.search import parse_bound, pick_knee
+    from nasq.search import COST_UNITS, parse_bound, pick_knee
     from nasq.search import pick as pick_record
 
     output = Output(json, quiet)
@@ -134,7 +132,10 @@ def pick(
         )
     bounds = [parse_bound(text, known) for text in texts]
     record = (pick_knee if at_knee else pick_record)(records, goals, bounds)
-    rows: list[dict[str, object]] = [{"name": name, "value": value} for name, value in record.values.items()]
+    units = {**COST_UNITS, **{goal.name: goal.unit for goal in goals}}
+    rows: list[dict[str, object]] = [
+        {"name": name, "value": value, "unit": units.get(name, "")} for name, value in record.values.items()
+    ]
     output.table(rows, title=f"subnet {record.subnet.id}",
                  value={"id": record.subnet.id, "subnet": dict(record.subnet), "values": dict(record.values)})  # fmt: skip
 

@@ -51,4 +51,5 @@ def run_rows(run: RunDirectory) -> tuple[list[dict[str, object]], dict[str, Any]
 def show_run(opened: RunDirectory, output: Output) -> None:
     """The front of a run as a table."""
     rows, facts = run_rows(opened)
-    output.table(rows, title=f"{opened.path}: {facts['evaluated']} subnets evaluated", value=facts)
+    front = f"; {len(rows)} of them are the front" if rows else ""
+    output.table(rows, title=f"{opened.path}: {facts['evaluated']} subnets evaluated{front}", value=facts)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from nasq.cli.output import Output
-from nasq.errors import NasqError
+from nasq.cli.output import Json, Output, Quiet
+from nasq.errors import InputError, NasqError, choose_from
 
 __all__ = ["build"]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
+KEYS = ("data", "device", "seed", "space_arguments", "threads", "train")
+"""What of a run's configuration a table's trainings have."""
 
 
 def build(
@@ -40,12 +40,14 @@ def build(
 
     The same command on several machines that share the directory divides the work among them.
     """
-    from nasq.errors import InputError
     from nasq.run.config import load_config
 
     output = Output(json, quiet)
     if count is not None and subnets is not None:
         raise InputError("--count and --subnets were both given. Give one of them.")
+    if out.is_dir():
+        raise InputError(f"{out} is a directory, and the table goes to a file. Give another: --out FILE.csv.")
+    _require_keys(set_ or [])
     changes = [f"space={space}", *(set_ or [])]
     if workers > 1 and not any(change.startswith("threads=") for change in changes):
         changes.append("threads=1")
@@ -80,6 +82,14 @@ def build(
     output.result(
         facts, f"table            {out}\nsubnets          {len(table)}\ntrainings        {total - missing} of {total}"
     )
+
+
+def _require_keys(changes: Sequence[str]) -> None:
+    """Refuses settings of a search: a table's trainings have none, so they would be ignored."""
+    for change in changes:
+        key = change.partition("=")[0].partition(".")[0].strip()
+        if "=" in change and key not in KEYS:
+            raise choose_from("setting of 'nasq table build'", key, KEYS, f"It was in --set {change!r}.")
 
 
 def _open(order: dict[str, Any], listener: Callable[[Any], None] | None) -> Any:

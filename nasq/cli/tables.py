@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nasq.cli.output import Output
+from nasq.cli.output import Json, Output, Quiet
 from nasq.cli.table_build import build
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_commands"]
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no tables.")]
 Space = Annotated[str | None, typer.Option(help="Their search space: translates names, counts params and FLOPs.")]
 
 table_app = typer.Typer(no_args_is_help=True, help="Ground truth: convert published tables, or train your own.")

@@ -62,7 +62,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any], tolerance: float 
                 slower = row["low"] > former["high"] * (1 + tolerance)
                 found.append(Change(row["candidate"], row["batch"], former["median"], row["median"], slower))
     except (KeyError, TypeError, AttributeError) as error:
-        raise ArtifactError(f"the baseline is not a benchmark: {error!r}. Give the bench.json of a run.") from error
+        reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise ArtifactError(f"the baseline is not a benchmark: {reason}. Give the bench.json of a run.") from error
     if not found:
         raise InputError("the baseline and this benchmark share no candidate at the same batch size.")
     return found

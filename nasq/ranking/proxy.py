@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from nasq import plugins
 from nasq.errors import InputError
 from nasq.ranking.copies import untouched
 from nasq.ranking.passes import Batch, Passes, begin
 
-__all__ = ["Batch", "Needs", "PassProxy", "PoolProxy", "Proxy", "ranks"]
+__all__ = ["Batch", "Needs", "PassProxy", "PoolProxy", "Proxy", "load_proxy", "ranks"]
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,32 @@ class PassProxy(Proxy):
         passes = begin(model, batch, generator, wanted=set(self.uses))
         with untouched(model):
             return float(self.measure(passes))
+
+
+def load_proxy(name: str) -> Proxy:
+    """An installed proxy, checked to be one.
+
+    Args:
+        name: Of its entry point.
+
+    Raises:
+        InputError: No package installs it, it cannot be imported, or it is no proxy: says what it lacks.
+    """
+    maker = plugins.load("proxies", name)
+    wanted = "Inherit from nasq.ranking.Proxy and set name, needs and reference (docs/proxies.md)."
+    if not (isinstance(maker, type) and issubclass(maker, Proxy)):
+        raise InputError(f"the proxy {name!r} is installed as {maker!r}, which is no class of proxies. {wanted}")
+    lacking = [key for key in ("name", "needs", "reference") if not hasattr(maker, key)]
+    if lacking:
+        raise InputError(f"the proxy {name!r} ({maker.__qualname__}) has no {', '.join(lacking)}. {wanted}")
+    if maker.name != name:
+        raise InputError(
+            f"the proxy {name!r} ({maker.__qualname__}) calls itself {maker.name!r}. Give both the same name."
+        )
+    try:
+        return maker()
+    except TypeError as error:
+        raise InputError(f"the proxy {name!r} cannot be made: {error}. {wanted}") from error
 
 
 class PoolProxy(Proxy):

@@ -182,7 +182,10 @@ class Ranker:
         except (KeyError, TypeError, ValueError, RuntimeError, OSError, SafetensorError) as error:
             if isinstance(error, ArtifactError):
                 raise
-            raise ArtifactError(f"{directory} holds no ranker that can be read: {str(error)[:200]}.") from error
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)[:200]
+            raise ArtifactError(
+                f"{directory} holds no ranker that can be read: {reason}. Make it again: nasq ranker fit"
+            ) from error
 
 
 def _inputs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,14 @@ def _checked(proxies: Sequence[Proxy], batch: Batch) -> None:
                 f"{proxy.name!r} compares candidates with each other, so a single network has no score. Use score_pool()."
             )
         proxy.needs.check(proxy.name, batch)
+
+
+def _number(proxy: Proxy, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        shown = f"{type(value).__name__} {list(value.shape)}" if hasattr(value, "shape") else repr(value)[:80]
+        raise InputError(f"the proxy {proxy.name!r} gave {shown}; a score is one number. Return a float.") from error
 
 
 def score(
@@ -66,9 +75,10 @@ def score(
     with untouched(model):
         for proxy in proxies:
             if isinstance(proxy, PassProxy):
-                found[proxy.name] = float(proxy.measure(passes))
+                found[proxy.name] = _number(proxy, proxy.measure(passes))
             else:
-                found[proxy.name] = float(proxy.score(model, batch, torch.Generator().manual_seed(passes.seed)))
+                rng = torch.Generator().manual_seed(passes.seed)
+                found[proxy.name] = _number(proxy, proxy.score(model, batch, rng))
     return found
 
 

@@ -71,11 +71,12 @@ class Table:
         Raises:
             InputError: There is no such metric, or none at all.
         """
-        if metric is None and self.metrics:
-            metric = next(iter(self.metrics))
-        if metric not in self.metrics:
-            raise choose_from(f"metric of {self.source}", str(metric), self.metrics)
-        return str(metric), self.metrics[str(metric)]
+        if not self.metrics:
+            raise InputError(f"{self.source} has no metric, only the subnets. Add a column of numbers.")
+        name = next(iter(self.metrics)) if metric is None else metric
+        if name not in self.metrics:
+            raise choose_from(f"metric of {self.source}", name, self.metrics)
+        return name, self.metrics[name]
 
     def members(self, network: nn.Module, space: SearchSpace) -> list[Subnet]:
         """The subnets of all rows ``[n]``, in canonical form; names are translated by the network.

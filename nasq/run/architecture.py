@@ -6,10 +6,9 @@ import hashlib
 
 import torch
 
-from nasq import plugins
 from nasq.errors import InputError
 from nasq.ranking import score
-from nasq.ranking.proxy import PoolProxy, Proxy
+from nasq.ranking.proxy import PoolProxy, Proxy, load_proxy
 from nasq.run.assemble import Workshop, build_network
 from nasq.run.score import fresh
 from nasq.space import Subnet
@@ -29,7 +28,7 @@ def single_proxy(name: str, key: str) -> Proxy:
     Raises:
         InputError: There is none of that name, or it compares candidates with each other.
     """
-    proxy: Proxy = plugins.load("proxies", name)()
+    proxy = load_proxy(name)
     if isinstance(proxy, PoolProxy):
         raise InputError(
             f"{key} is {name!r}, which compares candidates with each other; here a score of one is needed. Take another: "

@@ -19,6 +19,7 @@ from nasq.run.config import RunConfig
 from nasq.run.directory import RunDirectory
 from nasq.run.export import export, export_subnet
 from nasq.run.finetune import finetune
+from nasq.run.latency import table_for
 from nasq.run.ranks import train_in_ranks
 from nasq.run.search import Evaluation, explanation, require_objectives, search
 from nasq.run.sharing import SearchOptions
@@ -55,6 +56,8 @@ def prepare(config: RunConfig) -> Workshop:
         torch.set_num_threads(config.threads)
     workshop = assemble(config)
     require_objectives(workshop)
+    if config.search.latency_table is not None:
+        table_for(config, config.search.latency_table)  # training takes hours, and the search would refuse it then
     require_plan(workshop)
     found = explanation(workshop)
     if found is not None and not found.feasible:
@@ -76,7 +79,7 @@ def _require_device(name: str) -> None:
     try:
         torch.zeros(1, device=name)
     except (RuntimeError, AssertionError) as error:  # torch without CUDA fails an assertion
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".") + "."  # torch goes on for a screen
         raise InputError(f"the device {name!r} cannot be used: {reason} Allowed on every machine: cpu.") from error
 
 

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nasq.deploy.latency_table import LatencyTable, build
-from nasq.errors import InputError
+from nasq.errors import ArtifactError, InputError
 from nasq.quant import freeze
 from nasq.quant.program import Program
 from nasq.run.assemble import Workshop
+from nasq.run.config import RunConfig
 from nasq.run.directory import RunDirectory
 from nasq.space import Subnet
 
 if TYPE_CHECKING:
     from nasq.run.evaluation import Evaluation
 
-__all__ = ["TABLE", "make_table", "predicted_latency"]
+__all__ = ["TABLE", "make_table", "predicted_latency", "table_for"]
 
 TABLE = "latency_table.json"
 
@@ -57,14 +58,16 @@ def make_table(run: RunDirectory, workshop: Workshop, evaluation: Evaluation, su
     return table
 
 
-def predicted_latency(workshop: Workshop, evaluation: Evaluation, path: Path) -> Callable[[Subnet], float]:
-    """Milliseconds of a subnet by a table; a layer that the table lacks is measured when it is met.
+def table_for(config: RunConfig, path: Path) -> LatencyTable:
+    """The table in a file, where it suits a run.
 
     Raises:
         InputError: The table is for another target, batch size or number of threads.
         ArtifactError: It is missing or damaged.
     """
-    table, config = LatencyTable.load(path), workshop.config
+    if not path.exists():
+        raise ArtifactError(f"search.latency_table {path} is missing. A trained run makes one: nasq bench RUN --table")
+    table = LatencyTable.load(path)
     wanted = {"target": config.target, "batch": config.search.latency_batch, "threads": config.bench.threads}
     for name, value in wanted.items():
         if getattr(table, name) != value:
@@ -72,6 +75,16 @@ def predicted_latency(workshop: Workshop, evaluation: Evaluation, path: Path) ->
                 f"the latency table {path} was made for {name} {getattr(table, name)!r}, this run has {value!r}. Make one "
                 "for it: nasq bench RUN --table"
             )
+    return table
+
+
+def predicted_latency(workshop: Workshop, evaluation: Evaluation, path: Path) -> Callable[[Subnet], float]:
+    """Milliseconds of a subnet by a table; a layer that the table lacks is measured when it is met.
+
+    Raises:
+        InputError, ArtifactError: See :func:`table_for`.
+    """
+    table = table_for(workshop.config, path)
 
     def milliseconds(subnet: Subnet) -> float:
         program = _frozen(workshop, evaluation, subnet)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import io
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from nasq import plugins
 from nasq.data import load as load_data
 from nasq.errors import ArtifactError, InputError, NasqError
 from nasq.quant import quantize
-from nasq.ranking import Batch, Proxy, combine, expand, score
+from nasq.ranking import Batch, Proxy, combine, expand, load_proxy, score
 from nasq.ranking.nodes import NodeStatistics, node_statistics
 from nasq.ranking.passes import Passes
 from nasq.ranking.table_names import from_official_name, official_name
@@ -159,6 +161,8 @@ def chosen_subnets(job: ScoreJob, supernet: Supernet) -> list[Subnet]:
 def _every(supernet: Supernet) -> list[Subnet]:
     """All subnets of a small space, in the order of its options."""
     space, found = supernet.space, dict[Subnet, None]()
+    if not space.choices:  # one network, such as timm's before bits
+        return [space.largest()]
     total = int(np.prod([int(one) for one in space.sizes], dtype=object))
     if total > 50 * WHOLE:
         raise InputError(f"the space has {total:,} combinations, too many to list. Give --count N.")
@@ -185,7 +189,7 @@ def _listed(path: Path, supernet: Supernet) -> list[Subnet]:
 
 
 def _prepare(job: ScoreJob) -> _Prepared:
-    proxies = [plugins.load("proxies", name)() for name in dict.fromkeys(job.proxies)]
+    proxies = [load_proxy(name) for name in dict.fromkeys(job.proxies)]
     if not proxies and not job.nodes:
         raise InputError("nothing to score with. Give --proxy NAME ('nasq proxies' lists them).")
     factory = plugins.load("search_spaces", job.space)
@@ -262,10 +266,26 @@ def _values(ready: _Prepared, subnet: Subnet) -> tuple[dict[str, float], NodeSta
     if not job.inherit and not job.weight_bits:
         fresh(model, seed)
     rng = torch.Generator().manual_seed(seed)
-    values = score(expand(ready.proxies), model, ready.batch, generator=rng, output=job.output, chunk=job.chunk)
+    with _named(subnet):
+        values = score(expand(ready.proxies), model, ready.batch, generator=rng, output=job.output, chunk=job.chunk)
     if not job.nodes:
         return values, None
     return values, node_statistics(Passes(model, ready.batch, seed=seed, output=job.output))
+
+
+@contextlib.contextmanager
+def _named(subnet: Subnet) -> Iterator[None]:
+    """Whatever a proxy raises, somebody else's too, becomes one line with its place and the subnet."""
+    try:
+        yield
+    except NasqError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise NasqError(
+            f"scoring the subnet {subnet.id} failed in {place.filename}, line {place.lineno}: {type(error).__name__}: "
+            f"{error}. The rows before it are kept: repair the proxy, and run the same command again."
+        ) from error
 
 
 def _finish(ready: _Prepared) -> dict[str, Any]:

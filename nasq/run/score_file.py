@@ -76,6 +76,8 @@ class ScoreFile:
             InputError: The file holds scores of other settings (names the first that differs), or something else. One
                 that holds no score yet, since the first failed, takes the new settings.
         """
+        if self.path.is_dir():
+            raise InputError(f"{self.path} is a directory, and scores go to a file. Give another: --out FILE.csv.")
         if not self.path.exists() or (self._is_empty() if repair else not self.path.read_bytes()):
             if repair:
                 write_json(self.described, self.settings)
@@ -153,7 +155,7 @@ def read_scores(path: Path) -> tuple[list[Row], list[str]]:
             reader = csv.DictReader(file)
             rows, columns = list(reader), list(reader.fieldnames or [])
     except (OSError, ValueError, csv.Error) as error:
-        raise ArtifactError(f"{path} cannot be read as a file of scores: {error}.") from error
+        raise ArtifactError(f"{path} cannot be read as a file of scores: {error}. 'nasq score' makes one.") from error
     if tuple(columns[:3]) != FIRST or any(None in row.values() for row in rows):
         raise ArtifactError(
             f"{path} is no file of scores: its columns are {columns[:4]}, expected {', '.join(FIRST)}, then scores. "

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from nasq.errors import NasqError
+from nasq.errors import ArtifactError, NasqError
 from nasq.files import read_json, sha256, write_json
 from nasq.run.assemble import Workshop
 from nasq.run.directory import RunDirectory
@@ -80,7 +80,12 @@ def _identity(run: RunDirectory) -> str:
     path = run.search / "study.json"
     if not path.exists():
         write_json(path, {"id": uuid.uuid4().hex})
-    return str(read_json(path)["id"])
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("id"), str):
+        raise ArtifactError(
+            f"{path} is damaged: it holds no 'id'. Move {run.search} away, and 'nasq search {run.path}' begins anew."
+        )
+    return str(found["id"])
 
 
 def _weights(run: RunDirectory) -> str:

@@ -28,7 +28,7 @@ from nasq.cost import CostModel
 from nasq.data import DataSet, Split
 from nasq.data.splits import split_size, stratified_split
 from nasq.errors import ArtifactError, InputError, TrainingError
-from nasq.files import read_json, write_json
+from nasq.files import read_json, sha256, write_json
 from nasq.ranking.table import Table
 from nasq.ranking.table_names import official_name
 from nasq.run.assemble import build_network, load_images
@@ -59,8 +59,16 @@ class Selection:
 
     def to_json(self) -> dict[str, Any]:
         """What tells one selection from another: the file by its content."""
-        digest = None if self.file is None else hashlib.sha256(self.file.read_bytes()).hexdigest()[:16]
-        return {"count": self.count, "file": digest}
+        return {"count": self.count, "file": None if self.file is None else self._digest(self.file)}
+
+    @staticmethod
+    def _digest(file: Path) -> str:
+        try:
+            return sha256(file)[:16]
+        except OSError as error:
+            raise InputError(
+                f"the file of subnets {file} cannot be read: {error.strerror}. Give a table or a file of scores."
+            ) from error
 
     def subnets(self, network: nn.Module, space: SearchSpace, seed: int) -> list[Subnet]:
         """The subnets, each once.

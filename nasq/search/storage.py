@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import logging
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -106,6 +108,13 @@ def open_storage(where: str | Path) -> BaseStorage:
     return _journal(Path(where)) if "://" not in str(where) else _database(str(where))
 
 
+def _require_last_line(path: Path) -> None:
+    """Raises ValueError where the last line is no JSON: Optuna takes such a line for one that is being written."""
+    with path.open("rb") as file:
+        for line in deque(file, maxlen=1):
+            json.loads(line)
+
+
 def _journal(path: Path) -> BaseStorage:
     journal = require("optuna.storages.journal")
     if path.is_dir():
@@ -116,6 +125,7 @@ def _journal(path: Path) -> BaseStorage:
         lock = _FileLock(path)
         lock.acquire()  # cuts off what a kill left
         lock.release()
+        _require_last_line(path)
         storage: BaseStorage = require("optuna").storages.JournalStorage(
             journal.JournalFileBackend(str(path), lock_obj=lock)
         )

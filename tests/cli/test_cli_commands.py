@@ -23,7 +23,7 @@ def narrow(done: Done) -> str:
 def test_show_run(finished: Run, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(finished.directory.parent)
     out = narrow(call("show", "run"))
-    assert out.startswith("run: 8 subnets evaluated\n") and "accuracy" in out
+    assert out.startswith("run: 8 subnets evaluated; ") and "are the front\n" in out and "accuracy" in out
     facts = json.loads(call("show", "run", "--json").out)
     assert facts["evaluated"] == 8 and facts["subnet"] in {row["subnet"] for row in facts["front"]}
     assert all(row["subnet"] in out for row in facts["front"])

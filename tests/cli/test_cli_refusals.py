@@ -106,8 +106,8 @@ def test_a_config_file_that_is_none(text: str | bytes | None, words: list[str], 
             ["targets", "check", "digits_mobile", "--target", "tensorrt"],
             ["cannot be checked here", "no machine with TensorRT"],
         ),
-        (["show", "nowhere"], ["checksums.json is missing in nowhere"]),
-        (["verify", "nowhere"], ["checksums.json is missing in nowhere"]),
+        (["show", "nowhere"], ["there is no directory 'nowhere'"]),
+        (["verify", "nowhere"], ["there is no directory 'nowhere'"]),
         (["train", "nowhere"], ["nowhere holds no run", "nasq run --out nowhere"]),
         (["report", "nowhere"], ["nowhere holds no run"]),
         (["pick", "nowhere"], ["nowhere holds no run"]),
@@ -245,6 +245,11 @@ def test_damaged_weights_of_the_supernet(damage: Callable[[Path], None], copied:
 
 
 def test_damaged_search_files(copied: Path, call: Call) -> None:
+    study = copied / "search" / "study.json"
+    whole = study.read_bytes()
+    study.write_text("{}\n")
+    refused(call("search", copied, "--quiet"), "study.json is damaged: it holds no 'id'", "Move ", "begins anew")
+    study.write_bytes(whole)
     cut(copied / "search" / "state.json")
     refused(call("pick", copied), "state.json cannot be read as JSON")
     refused(call("search", copied, "--quiet"), "state.json cannot be read as JSON")

@@ -126,7 +126,7 @@ def test_a_refusal_of_the_system_elsewhere(monkeypatch: pytest.MonkeyPatch, call
         call("show")
 
 
-def test_ctrl_c_says_that_nothing_is_lost(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
+def test_ctrl_c_is_one_line(monkeypatch: pytest.MonkeyPatch, call: Call) -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def interrupted(*arguments: object, **options: object) -> None:
@@ -134,5 +134,7 @@ def test_ctrl_c_says_that_nothing_is_lost(monkeypatch: pytest.MonkeyPatch, call:
         raise AssertionError("the signal came too late")
 
     monkeypatch.setattr("nasq.plugins.installed", interrupted)
-    refused(call("spaces"), "interrupted", "--resume", code=130)
+    done = call("spaces")
+    assert (done.code, done.err) == (130, "nasq: interrupted\n")  # of a list nothing can be lost
+    refused(call("score", "my_net", "--proxy", "params", "--out", "x.csv"), "the same command goes on", code=130)
     assert signal.getsignal(signal.SIGINT) is before

@@ -275,7 +275,10 @@ def test_ranker_refusals(tmp_path: Path) -> None:
         RankerConfig(batch=1)
     ranker.save(tmp_path)
     (tmp_path / "ranker.safetensors").write_bytes(b"123")
-    with pytest.raises(ArtifactError, match="holds no ranker that can be read"):
+    with pytest.raises(ArtifactError, match=r"holds no ranker that can be read: .* Make it again: nasq ranker fit"):
+        Ranker.load(tmp_path)
+    (tmp_path / "ranker.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="holds no ranker that can be read: 'schema' is missing"):
         Ranker.load(tmp_path)
 
 

@@ -90,6 +90,8 @@ def test_columns_and_rows() -> None:
     assert part.metrics["params"].tolist() == [5, 0]
     with pytest.raises(InputError, match=r"unknown metric of the table 'parms'\. Did you mean 'params'"):
         whole.column("parms")
+    with pytest.raises(InputError, match="the table has no metric, only the subnets"):
+        Table({}, subnets=whole.subnets).column()
 
 
 def test_members_are_checked_against_the_space() -> None:

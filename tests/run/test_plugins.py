@@ -9,6 +9,9 @@ import pytest
 
 from nasq import plugins
 from nasq.errors import InputError
+from nasq.ranking import load_proxy
+from nasq.run.score import ScoreJob, run_score
+from tests.run.tiny import Call, refused
 
 Install = Callable[..., None]
 
@@ -96,3 +99,98 @@ def test_what_a_space_says_of_its_test_size_member() -> None:
     assert (info.tiny, info.tiny_input_shape, info.published) == ({"width": 4}, (3, 8, 8), "12 subnets")
     assert info.float_only == "no integer form of a shift"
     assert plugins.SpaceInfo("here", "digits", (1, 8, 8)).tiny_input_shape == (1, 8, 8)
+
+
+OWN = """
+import torch
+
+from nasq.ranking import Needs, Proxy
+
+
+class Good(Proxy):
+    name, needs, reference = "good", Needs(), "the tests"
+
+    def score(self, model, batch, generator=None):
+        return 1.0
+
+
+class Nameless(Proxy):
+    def score(self, model, batch, generator=None):
+        return 1.0
+
+
+class Abstract(Proxy):
+    name, needs, reference = "abstract", Needs(), "the tests"
+
+
+class Three(Good):
+    name = "three"
+
+    def score(self, model, batch, generator=None):
+        return torch.ones(3)
+
+
+class Raising(Good):
+    name = "raising"
+
+    def score(self, model, batch, generator=None):
+        return {}["there is no such key"]
+
+
+function = print
+"""
+PROXIES = ("good", "nameless", "abstract", "other", "function", "nowhere", "three", "raising")
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody's package of proxies, most of them wrong."""
+    (tmp_path / "own_proxies.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_proxies", raising=False)
+    names = {"other": "Good", "function": "function"}
+    points = [EntryPoint(one, f"own_proxies:{names.get(one, one.title())}", "nasq.proxies") for one in PROXIES]
+    both = EntryPoints([*points, *plugins.entry_points(group="nasq.search_spaces")])
+    monkeypatch.setattr(plugins, "entry_points", lambda group: both.select(group=group))
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("nameless", r"'nameless' \(Nameless\) has no name, needs, reference\. Inherit from nasq.ranking.Proxy"),
+        ("abstract", r"'abstract' cannot be made: .*score"),
+        ("other", r"'other' \(Good\) calls itself 'good'\. Give both the same name"),
+        ("function", "'function' is installed as .*which is no class of proxies"),
+        ("nowhere", r"cannot be imported: .*has no attribute 'Nowhere'"),
+    ],
+)
+def test_a_proxy_that_is_none_says_what_it_lacks(name: str, match: str, own: None) -> None:
+    with pytest.raises(InputError, match=match):
+        load_proxy(name)
+
+
+def test_wrong_proxies_hide_no_others(own: None, call: Call) -> None:
+    assert load_proxy("good").name == "good"
+    done = call("proxies")
+    assert done.code == 0 and [line.split()[0] for line in done.out.splitlines()[1:]] == ["good", "raising", "three"]
+    assert done.err.count("nasq: the proxy") == 5
+
+
+def test_a_proxy_that_fails_is_one_line(own: None, tmp_path: Path, call: Call) -> None:
+    words = ["score", "digits_mobile", "--count", "1", "--out", tmp_path / "x.csv", "--proxy"]
+    refused(call(*words, "three"), "the proxy 'three' gave Tensor [3]; a score is one number")
+    done = call(*words, "raising")
+    refused(done, "scoring the subnet ", "own_proxies.py, line ", "KeyError: 'there is no such key'", code=1)
+
+
+def test_a_space_without_choices_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rigid.py").write_text(
+        "from torch import nn\nfrom nasq.plugins import search_space\n\n\n"
+        "@search_space(source='the tests', data='digits', input_shape=(1, 8, 8))\n"
+        "def build():\n    return nn.Conv2d(1, 2, 3)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for count in (None, 5):
+        job = ScoreJob("torch_module:rigid.py:build", ("params",), tmp_path / "x.csv", count)
+        assert run_score(job)["rows"] == 1
+    assert (tmp_path / "x.csv").read_text().splitlines()[1].endswith(",20.0")

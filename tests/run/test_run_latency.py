@@ -9,7 +9,8 @@ import pytest
 
 from nasq.deploy import latency_table
 from nasq.deploy.latency_table import LatencyTable
-from nasq.errors import InputError
+from nasq.errors import ArtifactError, InputError
+from nasq.run.assemble import assemble
 from nasq.run.config import load_config
 from nasq.run.directory import RunDirectory
 from nasq.run.flow import open_workshop, prepare
@@ -40,7 +41,11 @@ def test_the_objective_needs_a_table(finished: Run) -> None:
     with pytest.raises(InputError, match=r"unknown objective 'predicted_latency'"):
         prepare(load_config(finished.config, None, [objectives]))
     config = load_config(finished.config, None, [objectives, "search.latency_table=somewhere.json"])
-    require_objectives(prepare(config))
+    require_objectives(assemble(config))
+    with pytest.raises(
+        ArtifactError, match=r"somewhere\.json is missing.*nasq bench RUN --table"
+    ):  # before the training, not after it
+        prepare(config)
 
 
 def test_image_files_and_baselines(copied: Path, call: Call) -> None:
@@ -54,4 +59,8 @@ def test_image_files_and_baselines(copied: Path, call: Call) -> None:
     assert done.code == 1 and {row["verdict"] for row in json.loads(done.out)} == {"slower"}
     assert "## Latency" in (copied / "best" / "README.md").read_text()
     assert (copied / "best" / "README.md").read_text().count("## Latency") == 1
+    before = (copied / "bench.json").read_bytes()
     refused(call("bench", copied, "--baseline", copied / "missing.json"), "missing.json is missing")
+    refused(call("bench", copied, "--baseline", copied / "summary.json"), "is not a benchmark: it has no 'rows'")
+    refused(call("bench", copied, "--baseline", copied / "bench.json", "--tolerance", -1), "the tolerance is -1")
+    assert (copied / "bench.json").read_bytes() == before  # refused before anything was timed

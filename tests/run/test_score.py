@@ -199,3 +199,7 @@ def test_files_that_are_no_scores(tmp_path: Path) -> None:
         read_scores(tmp_path / "s.csv")
     with pytest.raises(ArtifactError, match=r"no node-wise statistics beside it .*--nodes"):
         read_nodes(tmp_path / "s.csv")
+    with pytest.raises(ArtifactError, match=r"no\.csv'\. 'nasq score' makes one"):
+        read_scores(tmp_path / "no.csv")
+    with pytest.raises(InputError, match=r"is a directory, and scores go to a file\. Give another: --out"):
+        run_score(job(tmp_path))

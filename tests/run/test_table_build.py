@@ -180,6 +180,12 @@ def test_the_command_refuses_bad_input(tmp_path: Path, call: Call) -> None:
     refused(call("table", "build", "digits_mobile", "--out", out, "--count", 1, "--set", "train.epoch=1"),
             "unknown training setting 'epoch'", "Did you mean 'epochs'?")  # fmt: skip
     refused(call("table", "build", "digits_mobile", "--out", out, "--count", 1, "--train-images", 0), "training images")
+    refused(call("table", "build", "digits_mobile", "--out", out, "--count", 1, "--set", "search.evaluations=3"),
+            "'search'", "Allowed: data, device, seed")  # fmt: skip
+    refused(
+        call("table", "build", "digits_mobile", "--out", out, "--subnets", tmp_path / "no.csv"), "no.csv cannot be read"
+    )
+    refused(call("table", "build", "digits_mobile", "--out", tmp_path, "--count", 1), "is a directory")
     assert not out.exists()
 
 

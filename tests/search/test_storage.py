@@ -163,9 +163,10 @@ def test_a_torn_line_of_the_journal_is_cut_off_before_the_next_one(tmp_path: Pat
         reader.enqueue(toy.space, three, 0)
         assert [trial.user_attrs["id"] for trial in SharedStudy.join(open_storage(path)).trials()] == [one.id, three.id]
     lines = whole.splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], b"{broken}\n", *lines[1:]]))
-    with pytest.raises(ArtifactError, match=r"study\.log is damaged: .*Move it away"):
-        open_storage(path)
+    for damaged in ([lines[0], b"{broken}\n", *lines[1:]], [*lines, b"{broken}\n"], [b"broken\n"]):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(ArtifactError, match=r"study\.log is damaged: .*Move it away"):
+            open_storage(path)
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,8 @@ def test_four_workers_two_killed_one_restart(server: Server, tmp_path: Path) -> 
     wanted = rows(Study(tmp_path / "alone", toy.algorithm(), toy.evaluator).run(BUDGET))
     shared = toy.shared(server.url)
     events: list[str] = []
-    with processes(server.url, 4, pause=0.05, interval=1.0) as workers:
+    # Evaluations are long enough for a worker that was seen at one to be killed at it, on a busy machine too.
+    with processes(server.url, 4, pause=0.4, interval=1.0) as workers:
 
         def disturb(event: Mapping[str, Any]) -> None:
             events.append(event["event"])

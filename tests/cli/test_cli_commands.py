@@ -45,7 +45,9 @@ def test_pick_gives_the_best_within_limits(finished: Run, call: Call) -> None:
     assert picked["values"]["accuracy"] == best and picked["values"]["bytes"] <= limit
     wide = json.loads(call("pick", finished.directory, "--limit", "accuracy>=0", "--max-bitops", "1G", "--json").out)
     assert wide["values"]["accuracy"] == max(float(row["accuracy"]) for row in rows)
-    assert picked["id"] in narrow(call("pick", finished.directory, "--max-bytes", int(limit)))
+    shown = narrow(call("pick", finished.directory, "--max-bytes", int(limit)))
+    assert picked["id"] in shown
+    assert ["bytes", f"{round(picked['values']['bytes']):,}", "B"] in [line.split() for line in shown.splitlines()]
 
 
 def test_verify(finished: Run, call: Call) -> None:

@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 
 from nasq.quant.program import Conv, Linear, Tensor
 
-__all__ = ["TIE", "away_from_ties", "exact_steps"]
+__all__ = ["TIE", "at_tie", "away_from_ties", "exact_steps"]
 
 TIE = 1e-5
 """A value is at a tie within this share of itself (or of one step, if it is smaller)."""
+
+SPACINGS = 2
+"""Or within so many fp32 spacings of the container's value: a runtime that adds the zero-point before it rounds to an
+integer rounds to fp32 there, and neighbours of 128 to 255 are 1.5e-5 apart."""
 
 Integers = NDArray[np.uint8]
 
@@ -70,6 +74,11 @@ def away_from_ties(
     op: Linear, sources: Sequence[Tensor], given: Sequence[Integers], places: NDArray[np.integer]
 ) -> int:
     """How many of an output's ``places`` have an exact value that is not at a tie; arguments of :func:`exact_steps`."""
-    steps = exact_steps(op, sources, given, places)
-    distance = np.abs(np.abs(steps - np.floor(steps)) - 0.5)
-    return int((distance > TIE * np.maximum(1.0, np.abs(steps))).sum())
+    return int((~at_tie(exact_steps(op, sources, given, places), op.output.zero_point)).sum())
+
+
+def at_tie(steps: NDArray[np.float64], zero_point: int) -> NDArray[np.bool_]:
+    """Whether exact values, in steps from the zero-point, lie so near a tie that fp32 may round them either way."""
+    distance = np.abs(steps - np.floor(steps) - 0.5)
+    held = np.spacing(np.abs(steps + zero_point).astype(np.float32)).astype(np.float64)
+    return distance <= np.maximum(TIE * np.maximum(1.0, np.abs(steps)), SPACINGS * held)

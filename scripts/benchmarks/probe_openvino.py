@@ -22,6 +22,7 @@ from nasq.deploy import bundle, engines, openvino, readback
 from nasq.deploy.bench import environment
 from nasq.deploy.onnx import export
 from nasq.deploy.reference import Reference
+from nasq.deploy.ties import at_tie
 from nasq.quant.program import Conv, Linear, Op, Program
 from tests.deploy.programs import (
     KINDS,
@@ -34,7 +35,6 @@ from tests.deploy.programs import (
 )
 from tests.deploy.token_programs import cnn_program, vit_program
 
-TIE = 1e-5
 Integers = NDArray[np.uint8]
 failures: list[str] = []
 
@@ -99,8 +99,7 @@ def alone(program: Program, count: int, seed: int, totals: dict[str, Counter[str
         if (step != 0).any():
             exact = exact_steps(op, program, [values[name] for name in op.inputs])
             if exact is not None:
-                from_tie = np.abs(np.abs(exact - np.floor(exact)) - 0.5)[step != 0]
-                counts.update(off=int((from_tie > TIE * np.maximum(1, np.abs(exact[step != 0]))).sum()))
+                counts.update(off=int((~at_tie(exact[step != 0], op.output.zero_point)).sum()))
 
 
 def layers(what: str, make: Callable[[int], Program], networks: int) -> None:

@@ -127,7 +127,10 @@ def load(group: Group, name: str) -> Any:
     members = installed(group)
     if name not in members:
         command = group.replace("search_", "")
-        raise choose_from(GROUPS[group], name, members, f"'nasq {command}' lists them with their sources.")
+        hint = f"'nasq {command}' lists them with their sources."
+        if group == "search_spaces" and (name.endswith(".py") or "/" in name):
+            hint = f"A network of your own is torch_module:{name}:FACTORY."
+        raise choose_from(GROUPS[group], name, members, hint)
     try:
         return members[name].load()
     except Exception as error:  # somebody else's module may raise anything while it is imported

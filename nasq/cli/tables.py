@@ -70,7 +70,7 @@ def audit(
     output = Output(json, quiet)
     scores, truth = [Table.read(file) for file in files], Table.read(table)
     more = [_of_space(space, one) if space is not None else {} for one in scores]
-    options: dict[str, Any] = {"minimize": minimize, "top": top or (1, 10), "resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"minimize": minimize, "top": top, "resamples": resamples, "seed": seed}
     audits = [compare(one, truth, metric, **options, **own) for one, own in zip(scores, more, strict=True)]
     found = over_seeds(audits)
     if html is not None:

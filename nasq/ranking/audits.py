@@ -32,6 +32,7 @@ BASELINES = ("params", "flops")
 """Metrics that every score has to beat: what a network costs."""
 
 _FEWEST = 5
+_TOP = (1, 10)
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,7 @@ def audit(
     space: SearchSpace | None = None,
     costs: Mapping[str, Floats] | None = None,
     minimize: bool = False,
-    top: Sequence[int] = (1, 10),
+    top: Sequence[int] | None = None,
     fractions: Sequence[float] = (0.01, 0.05, 0.1),
     resamples: int = 1000,
     seed: int = 0,
@@ -152,13 +153,14 @@ def audit(
         network, space: Of the search space, where names have to be translated.
         costs: Baselines ``[len(scores)]`` by name; those that are missing are taken from ``scores`` or ``table``.
         minimize: The metric is better where it is smaller (a latency, a loss).
-        top: Numbers of best scores for the regret; those above the number of subnets are left out.
+        top: Numbers of best scores for the regret; ``None`` takes 1, and 10 where there are so many.
         fractions: Shares of the top for the precision.
         resamples: Of the bootstrap.
         seed: Of its random numbers.
 
     Raises:
-        InputError: The files share fewer than 5 subnets whose metric is known, or a number is outside its range.
+        InputError: The files share fewer than 5 subnets whose metric is known, fewer than ``top`` asks for, or a number
+            is outside its range.
     """
     name, truth = table.column(metric)
     mine, other = match(scores, table, network, space)
@@ -171,13 +173,18 @@ def audit(
         )
     if resamples < 1:
         raise InputError(f"{resamples} resamples were asked for. Give at least 1, such as 1000.")
+    if wrong := [k for k in top or () if k > len(mine)]:
+        raise InputError(
+            f"the regret of the best {wrong[0]} scores was asked for (top), and {len(mine)} subnets are compared. Give 1 to "
+            f"{len(mine)}."
+        )
     values = {key: column[mine] for key, column in scores.metrics.items()}
     for key in BASELINES:
         found = _baseline(key, costs or {}, scores, table, mine, other)
         if found is not None:
             values[key] = values.pop(key, found)
     target = -truth[other] if minimize else truth[other]
-    judge = _Judge(target, values, tuple(top), tuple(fractions), resamples, np.random.default_rng(seed))
+    judge = _Judge(target, values, tuple(top or _TOP), tuple(fractions), resamples, np.random.default_rng(seed))
     audits = tuple(judge.one(key) for key in values)
     lacking = tuple(key for key in BASELINES if key not in values)
     return Audit(name, len(mine), len(scores) - int(known.sum()), audits, lacking, resamples)

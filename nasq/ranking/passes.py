@@ -155,6 +155,11 @@ class Passes:
 
     def _chosen(self, made: Any) -> Tensor:
         if isinstance(made, Tensor):
+            if self.output is not None:
+                raise InputError(
+                    f"the network returns one tensor {list(made.shape)}, and output={self.output!r} chooses among several. "
+                    "Leave it out ('nasq score' without --output)."
+                )
             return made
         elements: Mapping[Any, Any] = dict(made) if isinstance(made, Mapping) else dict(enumerate(made))
         if self.output in elements and isinstance(elements[self.output], Tensor):

@@ -132,6 +132,10 @@ def test_refusals() -> None:
         audit(scores, truth, resamples=0)
     with pytest.raises(InputError, match="the best 0 of 100 subnets"):
         audit(scores, truth, top=[0], resamples=1)
+    with pytest.raises(InputError, match=r"best 101 scores was asked for \(top\), and 100 subnets are compared"):
+        audit(scores, truth, top=[1, 101], resamples=1)
+    assert list(audit(scores.rows(np.arange(9)), truth, resamples=1).scores[0].regret) == [1]
+    assert list(audit(scores, truth, resamples=1).scores[0].regret) == [1, 10]
 
 
 def test_consistency_of_two_measurements() -> None:

@@ -87,6 +87,10 @@ def test_which_element_of_a_tuple() -> None:
     assert score(chosen, built(Pair), batch(), output=1)["snip"] > 0
     with pytest.raises(InputError, match="output=7"):
         score(chosen, built(Pair), batch(), output=7)
+    with pytest.raises(
+        InputError, match=r"returns one tensor \[6, 5\], and output=1 chooses among several\. Leave it out"
+    ):
+        score(chosen, built(small), batch(), output=1)
 
 
 @pytest.mark.parametrize(

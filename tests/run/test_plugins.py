@@ -69,6 +69,11 @@ def test_an_unknown_name(install: Install) -> None:
     install(("resnet", "pkg:resnet"))
     with pytest.raises(InputError, match=r"unknown search space 'resnt'\. Did you mean 'resnet'\?.*nasq spaces"):
         plugins.load("search_spaces", "resnt")
+    own = r"unknown search space 'nets/mine\.py'.*A network of your own is torch_module:nets/mine\.py:FACTORY\."
+    with pytest.raises(InputError, match=own):
+        plugins.load("search_spaces", "nets/mine.py")
+    with pytest.raises(InputError, match=own):
+        plugins.load("search_spaces", "nets/mine.py:build")
     install()
     with pytest.raises(InputError, match="none is installed"):
         plugins.load("search_spaces", "resnet")

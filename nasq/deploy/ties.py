@@ -18,9 +18,10 @@ __all__ = ["TIE", "at_tie", "away_from_ties", "exact_steps"]
 TIE = 1e-5
 """A value is at a tie within this share of itself (or of one step, if it is smaller)."""
 
-SPACINGS = 2
-"""Or within so many fp32 spacings of the container's value: a runtime that adds the zero-point before it rounds to an
-integer rounds to fp32 there, and neighbours of 128 to 255 are 1.5e-5 apart."""
+SPACINGS = 8
+"""Or within so many fp32 spacings of the container's value. A runtime that folds zero-points into its bias computes with
+numbers of their size, some operations long, and the neighbours of 128 to 255 are 1.5e-5 apart; up to 4.4 spacings were
+seen on OpenVINO (scripts/benchmarks/parity_families.py). That is still a tenth of 1e-5 of the container's value."""
 
 Integers = NDArray[np.uint8]
 

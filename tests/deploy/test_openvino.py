@@ -122,17 +122,17 @@ def test_exact_values_round_to_the_reference(index: int, tmp_path: Path) -> None
 
 
 def _near(steps: float, zero_point: int) -> bool:
-    """Slow and plain: the nearest half is within 1e-5 of the value, or within two fp32 neighbours of what is rounded."""
+    """Slow and plain: the nearest half is within 1e-5 of the value, or within eight fp32 neighbours of what is rounded."""
     half = math.floor(steps) + 0.5
     held = np.float32(abs(steps + zero_point))
-    return abs(steps - half) <= max(1e-5 * max(1, abs(steps)), 2 * float(np.nextafter(held, np.float32(np.inf)) - held))
+    return abs(steps - half) <= max(1e-5 * max(1, abs(steps)), 8 * float(np.nextafter(held, np.float32(np.inf)) - held))
 
 
 def test_what_is_at_a_tie_depends_on_the_zero_point_that_a_runtime_adds() -> None:
-    # -0.5000117 + 128 is 127.4999883; the fp32 numbers there are 127.4999847, 127.4999924 and 127.5: OpenVINO was seen
-    # to make 128 of it, where the reference makes 127.
-    assert ties.at_tie(np.array([-0.50001174475953]), 128).tolist() == [True]
-    assert ties.at_tie(np.array([-0.50001174475953]), 0).tolist() == [False]
+    # Of three layers, where OpenVINO and the reference were seen to round to different sides. -0.5000117 + 128 is
+    # 127.4999883; the fp32 numbers there are 127.4999847, 127.4999924 and 127.5.
+    seen = np.array([-0.50001174475953, -1.4999674664119687, 4.500051646406642])
+    assert ties.at_tie(seen, 128).all() and not ties.at_tie(seen, 0).any()
     far = np.array([-0.5002, 0.4998, 0.49, 3.0, -2.0, 100.4, 126.49])
     assert not ties.at_tie(far, 128).any() and not ties.at_tie(far, 0).any()
     assert ties.at_tie(np.array([-0.5, 0.5, 7.5, 7.50006, -3.49998]), 0).all()

@@ -37,9 +37,12 @@ def _steps(x, step, low, high, NAN: tl.constexpr):  # type: ignore[no-untyped-de
 @triton.jit
 def _bound(bound, row, BOUNDS: tl.constexpr):  # type: ignore[no-untyped-def]
     """A bound: a number (``BOUNDS`` is -1), one element for all rows (0), or one for each (1)."""
+    # One return, behind both: what stands behind a return inside a condition is compiled all the same.
     if BOUNDS == -1:
-        return bound
-    return tl.load(bound + row * BOUNDS)
+        found = bound
+    else:
+        found = tl.load(bound + row * BOUNDS)
+    return found
 
 
 @triton.jit

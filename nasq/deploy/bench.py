@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nasq.deploy import bundle, energy, float_forms, memory, storage
 from nasq.deploy.engines import Engine, engine_of, target_of
-from nasq.deploy.parity import MODEL, promises_equal
+from nasq.deploy.parity import MODEL, promises_equal, same_class
 from nasq.deploy.parity_report import TOLERANCE, may_change_class
 from nasq.deploy.reference import Reference
 from nasq.deploy.timing import Candidate, Images, Timing, Verifier, bench, environment, median_interval
@@ -257,7 +257,10 @@ def _verifiers(
         return f"{wrong} of {expected.size} integers differ from the reference." if wrong > allowed else ""
 
     def classes(result: object) -> str:
-        changed = int((np.asarray(result).argmax(1) != expected.argmax(1)).sum())
+        got = np.asarray(result)
+        if got.shape != expected.shape:
+            return f"its integers have the shape {got.shape}, the reference's {expected.shape}."
+        changed = round((1 - same_class(got, expected, program)) * len(expected))
         few = changed <= may_change_class(len(expected))
         return "" if few else f"{changed} of {len(expected)} images get another class than the reference's."
 

@@ -16,6 +16,7 @@ shapes are compared before a program is made, and everything that does not hold 
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -92,8 +93,7 @@ def verify_files(directory: Path) -> dict[str, str]:
     Raises:
         ArtifactError: A file is missing, damaged, or not allowed in a bundle; the message names it.
     """
-    storage.recover(directory)
-    return _complete(directory, storage.verify(directory))
+    return _complete(directory, storage.steady(directory, lambda: storage.verify(directory)))
 
 
 def read(directory: Path) -> Program:
@@ -103,10 +103,14 @@ def read(directory: Path) -> Program:
         ArtifactError: The bundle is damaged, incomplete, hostile, of a newer schema, or holds a program that is not
             valid; the message names the file and what is wrong with it.
     """
-    storage.recover(directory)
+    return storage.steady(directory, lambda: _read(directory))
+
+
+def _read(directory: Path) -> Program:
     path = directory / SUBNET
-    if path.exists() and path.stat().st_size > MAX_SUBNET:
-        raise ArtifactError(f"{path} has {path.stat().st_size} bytes; allowed: {MAX_SUBNET}.")
+    with contextlib.suppress(OSError):  # which is told below, with what else is missing
+        if (size := path.stat().st_size) > MAX_SUBNET:
+            raise ArtifactError(f"{path} has {size} bytes; allowed: {MAX_SUBNET}.")
     own = {SUBNET: b"", WEIGHTS: b""}
     _complete(directory, storage.verify(directory, own))
     try:

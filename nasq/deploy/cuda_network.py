@@ -163,7 +163,8 @@ class CudaNetwork(IntegerNetwork):
         """Operations on the integers themselves, whose output keeps the offset of their input."""
         offset = self.offsets[op.output.name]
         if isinstance(op, p.Clip):
-            return given[0].clamp(op.output.low - offset, op.output.high - offset)
+            # A range wider than int8 holds clips nothing there.
+            return given[0].clamp(max(op.output.low - offset, -128), min(op.output.high - offset, 127))
         if isinstance(op, p.Pad):
             edges = [edge for pair in zip(reversed(op.before), reversed(op.after), strict=True) for edge in pair]
             return F.pad(given[0], edges, value=op.output.zero_point - offset)

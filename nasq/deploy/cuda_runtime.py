@@ -15,6 +15,9 @@ from nasq.quant.program import Program
 __all__ = ["CudaRuntime", "Replay"]
 
 
+_GRAPHS = 8  # batch sizes that are captured; each holds memory of its own
+
+
 class CudaRuntime:
     """A program on a CUDA device as a :class:`nasq.deploy.runtimes.Runtime`; batches of equal size are replayed as graphs.
 
@@ -22,23 +25,29 @@ class CudaRuntime:
         program: A valid program.
         device: Where it runs.
         graphs: Whether a batch size that is seen twice is captured as a CUDA graph, which spares launching the kernels
-            one by one.
+            one by one; the first 8 such sizes are.
+        chunk: Most images in one call.
     """
 
-    def __init__(self, program: Program, device: torch.device | str = "cuda", graphs: bool = True) -> None:
+    def __init__(
+        self, program: Program, device: torch.device | str = "cuda", graphs: bool = True, chunk: int = 256
+    ) -> None:
         self.network = CudaNetwork(program, device).eval()
         self.device = torch.device(device)
         self.name = f"nasq-cuda ({torch.cuda.get_device_name(self.device) if self.device.type == 'cuda' else 'cpu'})"
+        self.chunk = chunk
         self._graphs: dict[tuple[int, ...], Any] | None = {} if graphs and self.device.type == "cuda" else None
 
     def run(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The final integers, uint8 ``[N, ...]``."""
-        return self._integers(x).to(torch.uint8).cpu().numpy()
+        parts = [x[start : start + self.chunk] for start in range(0, len(x), self.chunk)]
+        # Each part leaves the device before the next is run: a graph that is replayed overwrites its result.
+        return np.concatenate([self._integers(part).to(torch.uint8).cpu().numpy() for part in parts])
 
     def logits(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
         """The dequantized output, fp32 ``[N, ...]``."""
         output = self.network.program.output
-        return ((self._integers(x) - output.zero_point) * self.network.steps[-1]).cpu().numpy()
+        return (self.run(x).astype(np.float32) - np.float32(output.zero_point)) * np.float32(output.scale)
 
     def _integers(self, x: NDArray[np.float32]) -> Tensor:
         images = torch.from_numpy(np.ascontiguousarray(x)).to(self.device)
@@ -47,7 +56,8 @@ class CudaRuntime:
         shape = tuple(images.shape)
         if shape not in self._graphs:
             # The first call of a shape chooses tiles, which no capture may hold; the second is captured.
-            self._graphs[shape] = None
+            if len(self._graphs) < _GRAPHS:
+                self._graphs[shape] = None
             return self.network.containers(images)
         if self._graphs[shape] is None:
             self._graphs[shape] = Replay(self.network.containers, images)
@@ -71,7 +81,8 @@ class Replay:
             function(self.input)
         torch.cuda.current_stream(example.device).wait_stream(stream)
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(example.device), torch.cuda.graph(self.graph):
+        # Another thread of the program, such as one that loads data, may talk to the device meanwhile.
+        with torch.cuda.device(example.device), torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
             self.output = function(self.input)
 
     def __call__(self, x: Tensor) -> Tensor:

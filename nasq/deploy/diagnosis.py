@@ -43,7 +43,7 @@ def keep(directory: Path, images: NDArray[np.float32], into: Path, count: int = 
         ArtifactError: The bundle or its file is damaged.
     """
     program, reference = bundle.read(directory), Reference(directory)
-    file = readback.read(storage.path_of(directory, MODEL).read_bytes())
+    file = readback.read(storage.read(directory, MODEL))
     if len(file.layers) != len(program.ops):
         raise ArtifactError(f"{directory / MODEL} has {len(file.layers)} layers, the bundle {len(program.ops)}.")
     sample = images[:count]

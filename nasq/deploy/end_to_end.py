@@ -76,7 +76,7 @@ def end_to_end(
         raise InputError(f"end-to-end times need at least one image and 6 repeats; given: {len(images)} and {repeats}.")
     program = bundle.read(directory)
     made, target = normaliser(program), target_of(program)
-    data, session = storage.path_of(directory, MODEL).read_bytes(), {} if target is None else target.session
+    data, session = storage.read(directory, MODEL), {} if target is None else target.session
     engine = engine_of(program)
     # One image at a time: a runtime that compiles does it for one.
     opened = (

@@ -59,13 +59,19 @@ class IntegerNetwork(nn.Module):
 
     @torch.no_grad()
     def containers(self, x: Tensor) -> Tensor:
-        """The final container integers ``[N, ...]``, held in fp32."""
+        """The final container integers ``[N, ...]``, held in fp32.
+
+        Raises:
+            InputError: ``x`` has another type or shape, or (looked at on a CPU only) holds NaN or infinities.
+        """
         first = self.program.ops[0].output
         if x.ndim == 0 or tuple(x.shape[1:]) != first.shape or not x.is_floating_point():
             raise InputError(
                 f"the network takes fp32 images [N, {', '.join(map(str, first.shape))}], given: {x.dtype} of shape "
                 f"{list(x.shape)}."
             )
+        if x.device.type == "cpu" and not bool(torch.isfinite(x).all()):  # another device would have to be waited for
+            raise InputError("the images hold NaN or infinities; they have no integer. Look at what normalises them.")
         with torch.autocast(x.device.type, enabled=False):
             values = {first.name: self.start(x)}
             for index, op in enumerate(self.program.ops[1:], 1):

@@ -47,7 +47,7 @@ class RuntimeNetwork:
         """The dequantized output ``[N, ...]`` of normalised fp32 images ``[N, ...]``.
 
         Raises:
-            InputError: ``x`` is no fp32 array of images of the network's shape.
+            InputError: ``x`` is no fp32 array of images of the network's shape, or holds NaN or infinities.
         """
         return self.runtime.logits(self._taken(x))
 
@@ -62,6 +62,8 @@ class RuntimeNetwork:
             raise InputError(
                 f"the network takes a NumPy array of fp32 images [N, {', '.join(map(str, shape))}], given: {given}."
             )
+        if not np.isfinite(x).all():
+            raise InputError("the images hold NaN or infinities; they have no integer. Look at what normalises them.")
         return x
 
     def __repr__(self) -> str:
@@ -116,7 +118,7 @@ def load(directory: Path | str, runtime: str | None = None, *, threads: int = 1,
             f"{directory} was made for the target {program.target!r}, whose file runs on {engine.name!r}, not on "
             f"{runtime!r}. Load it for that, without a runtime, or export it for another target."
         )
-    data = storage.path_of(directory, MODEL).read_bytes()
+    data = storage.steady(directory, lambda: storage.read(directory, MODEL))
     if not trusted:
         _require_same(directory, data)
     target = target_of(program)

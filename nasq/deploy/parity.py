@@ -23,9 +23,9 @@ from nasq.deploy.parity_report import TOLERANCE, LayerResult, ParityReport, ofte
 from nasq.deploy.reference import Reference
 from nasq.deploy.runtimes import Runtime, versions
 from nasq.errors import ArtifactError, InputError, ParityError
-from nasq.quant.program import AvgPool, Constant, Linear, Program
+from nasq.quant.program import AvgPool, Constant, Conv, Input, Linear, Program
 
-__all__ = ["MODEL", "LayerResult", "ParityReport", "check", "gate", "promises_equal"]
+__all__ = ["MODEL", "LayerResult", "ParityReport", "check", "gate", "promises_equal", "same_class"]
 
 MODEL = "model.onnx"
 FEWEST_LEVELS = 3
@@ -57,7 +57,7 @@ def check(
         InputError: No images, or labels of another length.
     """
     _check_arguments(images, labels, layer_images)
-    program, data = bundle.read(directory), storage.path_of(directory, MODEL).read_bytes()
+    program, data = bundle.read(directory), storage.read(directory, MODEL)
     file = readback.read(data)  # first: it refuses what no runtime should be given
     reference, executed = Reference(directory), (runtime or _default(program, len(images)))(data)
     findings = readback.compare(file, program)
@@ -67,7 +67,8 @@ def check(
             f"{MODEL} makes integers of shape {got.shape}, the bundle {expected.shape}; export it again."
         )
     wrong = (expected != got).reshape(len(images), -1)
-    sample = images[np.argsort(~wrong.any(1), kind="stable")[:layer_images]]
+    order = np.argsort(~wrong.any(1), kind="stable")
+    sample = images[order[:layer_images]]
     values = reference.run(sample, every=True)
     aligned = len(file.layers) == len(program.ops)
     exact = promises_equal(program)
@@ -84,7 +85,7 @@ def check(
         differing=int(wrong.sum()),
         images_differing=int(wrong.any(1).sum()),
         allowed=_allowed(program, wrong.size, exact),
-        dequantized_differing=_not_dequantized(executed, sample, program),
+        dequantized_differing=_not_dequantized(executed, images[order[: _whole(executed, layer_images)]], program),
         accuracy=accuracy,
         coverage=engine_of(program).coverage(data, program, None),
         layers=layers,
@@ -92,7 +93,7 @@ def check(
         warnings=tuple(_warnings(values, accuracy, got)),
         diagnosis=_diagnosis(layers, file, program, values, sample, exact and bool(wrong.any())),
         versions=versions(),
-        same_class=float((got.argmax(1) == expected.argmax(1)).reshape(len(images), -1).all(1).mean()),
+        same_class=same_class(got, expected, program),
     )
 
 
@@ -129,6 +130,23 @@ def promises_equal(program: Program) -> bool:
     return program.add == "both" if target is None else target.exact
 
 
+def same_class(got: NDArray[Any], expected: NDArray[Any], program: Program) -> float:
+    """The share of images that two outputs ``[N, ...]`` put into the same class, 0..1; ties go to the first.
+
+    Where a network classifies every place of a map or every token, the share of all places. The classes are the channels
+    of a map; of tokens they are the last dimension.
+    """
+    last = next((op for op in reversed(program.ops) if isinstance(op, Linear)), None)
+    axis = 1 if isinstance(last, Conv) or got.ndim < 3 else -1
+    return float((got.argmax(axis) == expected.argmax(axis)).mean())
+
+
+def _whole(executed: Runtime, count: int) -> int:
+    """At least ``count`` images, as many as whole batches of a file that takes only those have."""
+    batch = getattr(executed, "fixed", None) or 1
+    return -(-count // batch) * batch
+
+
 def _allowed(program: Program, count: int, exact: bool) -> int:
     if not exact:
         return count
@@ -140,6 +158,11 @@ def _check_arguments(images: NDArray[np.float32], labels: NDArray[np.integer] | 
         raise InputError("parity needs at least one image; give some of the validation set.")
     if images.dtype != np.float32:
         raise InputError(f"the images are {images.dtype}; the network takes float32.")
+    if labels is not None and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
+        raise InputError(
+            f"the labels are {labels.dtype} of shape {labels.shape}; give the number of each image's class, integers of "
+            f"shape ({len(images)},)."
+        )
     if labels is not None and len(labels) != len(images):
         raise InputError(f"there are {len(labels)} labels for {len(images)} images; give one for each.")
 
@@ -195,11 +218,14 @@ def _alone(
     except ArtifactError as error:
         return LayerResult(op.path, kind, expected.size, expected.size, 255, f"it does not run alone ({error})")
     found = replace(_compare(op.path, kind, expected, got), exact=promises_equal(program))
-    if found.exact or not found.differing or got.shape != expected.shape or not isinstance(op, Linear):
+    if found.exact or not found.differing or got.shape != expected.shape or not isinstance(op, Linear | Input):
         return found
     places, given = np.argwhere(got != expected)[:MOST_PLACES], [values[name] for name in op.inputs]
-    away = ties.away_from_ties(op, [program.tensor(name) for name in op.inputs], given, places)
-    return replace(found, away=away)
+    if isinstance(op, Input):
+        values_there = ties.exact_input(op.output, x, places)
+    else:
+        values_there = ties.exact(op, [program.tensor(name) for name in op.inputs], given, places)
+    return replace(found, away=int((~ties.at_tie(values_there)).sum()))
 
 
 def _compare(path: str, kind: str, expected: NDArray[np.uint8], got: NDArray[Any]) -> LayerResult:

@@ -8,7 +8,7 @@ from typing import Any
 
 from nasq.deploy.runtimes import Coverage
 from nasq.errors import ArtifactError
-from nasq.quant.program import AvgPool, Concat, Conv, Linear
+from nasq.quant.program import AvgPool, Concat, Conv, Input, Linear
 
 __all__ = ["LayerResult", "ParityReport", "may_change_class", "often", "too_often"]
 
@@ -31,8 +31,8 @@ class LayerResult:
         largest_step: Largest difference, in steps.
         example: Where the first difference is, and its values; empty without one.
         exact: Whether the target promises equal integers.
-        away: Differing integers of a convolution or linear layer whose exact value is not at a rounding tie; looked at
-            where the target promises no equal integers.
+        away: Differing integers of the input, a convolution or a linear layer whose exact value is not at a rounding
+            tie; looked at where the target promises no equal integers.
     """
 
     path: str
@@ -48,12 +48,12 @@ class LayerResult:
     def passed(self) -> bool:
         """All equal; average pooling and concatenation may differ by one step in 1 of 100,000 integers.
 
-        Any operation of a target without that promise may do so, in one integer of fewer. A convolution or linear layer must
-        differ at rounding ties alone; how often is a question to all of them together, because few bits make few values,
-        and one that lies at a tie occurs often in its layer.
+        Any operation of a target without that promise may do so, in one integer of fewer. The input, a convolution or a
+        linear layer must differ at rounding ties alone; how often is a question to all of them together, because few bits
+        make few values, and one that lies at a tie occurs often in its layer.
         """
         if not self.exact:
-            layer = self.kind in (Conv.__name__, Linear.__name__)
+            layer = self.kind in (Input.__name__, Conv.__name__, Linear.__name__)
             few = layer or self.differing <= max(1, self.total // TOLERANCE)
             return few and self.largest_step <= 1 and not self.away
         if self.kind in (AvgPool.__name__, Concat.__name__):
@@ -102,7 +102,8 @@ class ParityReport:
         warnings: Why a match might mean little; they fail nothing.
         diagnosis: Where a difference comes from; empty where there is none.
         versions: Of nasq and the packages that took part.
-        same_class: Share of the images to which file and reference give the same class.
+        same_class: Share of the images to which file and reference give the same class; of all places, where an output
+            has a class at each of several.
     """
 
     target: str
@@ -142,8 +143,13 @@ class ParityReport:
             return False
         return round(abs(self.accuracy - accuracy) * self.images) <= self.images_of_another_class
 
-    def failures(self) -> list[str]:
-        """Every reason why the file may not be shipped, one sentence each."""
+    def failures(self, trained: bool = True) -> list[str]:
+        """Every reason why the file may not be shipped, one sentence each.
+
+        Args:
+            trained: Whether the classes are judged. Those of an untrained network say nothing: its outputs are nearly
+                equal, and one step decides.
+        """
         reasons = []
         if self.differing > self.allowed:
             reasons.append(
@@ -151,7 +157,7 @@ class ParityReport:
                 f"images; allowed: {self.allowed}."
             )
         changed = self.images_of_another_class
-        if changed > may_change_class(self.images):
+        if trained and changed > may_change_class(self.images):
             reasons.append(
                 f"{self.same_class:.2%} of the images get the reference's class; at least {1 - 1 / CHANGED:.1%} must "
                 f"({changed} of {self.images} do not; allowed: {may_change_class(self.images)})."

@@ -74,7 +74,7 @@ class File:
         used = {name for node in nodes.values() for name in node.input}
         real = {value.name: value for value in self.model.graph.input}
         helper = onnx.helper
-        inputs = [real.get(name) or _any_shape(name) for name in sorted(wanted)]
+        inputs = [_any_batch(real[name]) if name in real else _any_shape(name) for name in sorted(wanted)]
         output = _any_shape(self.layers[index].output)
         constants = [value for value in self.model.graph.initializer if value.name in used]
         graph = helper.make_graph(list(nodes.values()), "cut", inputs, [output], constants)
@@ -82,6 +82,14 @@ class File:
         model = helper.make_model(graph, opset_imports=imports, ir_version=self.model.ir_version)
         data: bytes = model.SerializeToString()
         return data
+
+
+def _any_batch(value: Any) -> Any:
+    """An input of the file for any number of images: a part of it is run on as many as there are."""
+    onnx = require("onnx")
+    kind, sizes = value.type.tensor_type.elem_type, value.type.tensor_type.shape.dim
+    shape = ["batch", *(size.dim_value if size.HasField("dim_value") else size.dim_param for size in sizes[1:])]
+    return onnx.helper.make_tensor_value_info(value.name, kind, shape)
 
 
 def _any_shape(name: str) -> Any:

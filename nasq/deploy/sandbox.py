@@ -30,6 +30,7 @@ from nasq.quant.program import Program
 __all__ = ["Inspection", "Limits", "check", "inspect"]
 
 MAX_RESULT = 64 << 20
+_FEWER = " (a large network is slow to compare: give fewer images, as in 'nasq verify --images 8')"
 _CODE = "import sys; from nasq.deploy.sandbox import _child; _child(sys.argv[1])"
 
 
@@ -93,7 +94,10 @@ def check(
     """
     with tempfile.TemporaryDirectory(prefix="nasq-") as scratch:
         given = Path(scratch) / "images.npz"
-        np.savez(given, images=images, labels=np.zeros(0, np.int64) if labels is None else labels)
+        if labels is None:
+            np.savez(given, images=images)
+        else:
+            np.savez(given, images=images, labels=labels)
         job = {"directory": str(Path(directory).absolute()), "data": str(given), "layer_images": layer_images}
         return parity.ParityReport.from_json(_call("check", job, limits or Limits()))
 
@@ -140,9 +144,9 @@ def _result(folder: Path, code: int | None, said: Path, directory: str, limits: 
 
 def _end(code: int | None, said: Path, limits: Limits) -> str:
     if code is None:
-        return f"took more than {limits.seconds:g} seconds"
+        return f"took more than {limits.seconds:g} seconds{_FEWER}"
     if code == -signal.SIGXCPU:
-        return f"took more than {limits.cpu_seconds} seconds of processor time"
+        return f"took more than {limits.cpu_seconds} seconds of processor time{_FEWER}"
     memory = f"(its memory is limited to {limits.memory >> 20} MiB)"
     if code < 0:
         return f"was ended by {signal.Signals(-code).name} {memory}"
@@ -172,7 +176,7 @@ def _limit(limits: Mapping[str, Any]) -> None:
 def _inspect(job: Mapping[str, Any]) -> dict[str, Any]:
     directory = Path(job["directory"])
     program = bundle.read(directory)
-    data = storage.path_of(directory, parity.MODEL).read_bytes()
+    data = storage.read(directory, parity.MODEL)
     return {"digest": storage.digest(data), "findings": differences(program, data)}
 
 
@@ -187,7 +191,7 @@ def differences(program: Program, data: bytes) -> list[str]:
 
 def _check(job: Mapping[str, Any]) -> dict[str, Any]:
     with np.load(job["data"], allow_pickle=False) as given:
-        images, labels = given["images"], given["labels"] if len(given["labels"]) else None
+        images, labels = given["images"], given.get("labels")
     return parity.check(Path(job["directory"]), images, labels, layer_images=job["layer_images"]).to_json()
 
 

@@ -5,7 +5,8 @@ another bundle), not tampering: whoever can change a file can change its checksu
 
 Publishing builds the new directory beside the old one (``.NAME.nasq-new-*``), flushes it, moves the old one aside
 (``.NAME.nasq-old``) and the new one into place. At any moment one of the two is complete; :func:`recover` puts the old
-one back where a kill fell between the two moves. One writer at a time.
+one back where a kill fell between the two moves. One writer at a time; any number of readers meanwhile
+(:func:`steady`).
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ import re
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from nasq import files
 from nasq.errors import ArtifactError, InputError, NasqError
 
-__all__ = ["CHECKSUMS", "contents", "digest", "path_of", "publish", "recover", "verify"]
+__all__ = ["CHECKSUMS", "contents", "digest", "path_of", "publish", "read", "recover", "steady", "verify"]
 
 CHECKSUMS = "checksums.json"
 MAX_LIST = 1 << 20  # bytes of checksums.json
 MAX_FILE = 4 << 30  # bytes of any other file
+ATTEMPTS = 100  # of readers and of the writer, who may cross each other's way
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+
+_Found = TypeVar("_Found")
 
 
 def path_of(directory: Path, name: str) -> Path:
@@ -40,6 +45,15 @@ def path_of(directory: Path, name: str) -> Path:
     """
     _check_name(name)
     return _regular(directory, name, MAX_FILE)
+
+
+def read(directory: Path, name: str) -> bytes:
+    """The bytes of a bundle's file; raises as :func:`path_of` does, and where the file cannot be read."""
+    path = path_of(directory, name)
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}.") from error
 
 
 def digest(data: bytes) -> str:
@@ -150,6 +164,34 @@ def recover(directory: Path) -> None:
             _discard(old, directory)
 
 
+def steady(directory: Path, read: Callable[[], _Found]) -> _Found:
+    """What ``read`` makes of a bundle; where a writer replaced the bundle meanwhile, it reads again.
+
+    Without that, files of the former directory would be compared with checksums of the new one.
+
+    Raises:
+        ArtifactError: What ``read`` raised on a directory that stayed the same.
+    """
+    for _ in range(ATTEMPTS):
+        recover(directory)
+        before = _identity(directory)
+        try:
+            return read()
+        except ArtifactError:
+            if before == _identity(directory):
+                raise
+    return read()
+
+
+def _identity(directory: Path) -> tuple[int, ...]:
+    """What tells a directory from the one that takes its place; nothing where there is none."""
+    try:
+        found = directory.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_ctime_ns
+
+
 def _check_name(name: str) -> None:
     reason = ""
     if name.startswith(("/", "\\")) or re.match(r"[A-Za-z]:", name):
@@ -199,14 +241,14 @@ def _fill(fresh: Path, data: Mapping[str, bytes]) -> None:
 def _swap(fresh: Path, directory: Path) -> None:
     old = _aside(directory)
     try:
-        for attempt in (1, 2, 3):
+        for attempt in range(ATTEMPTS):
             if directory.exists():
                 os.rename(directory, old)
             try:
                 os.rename(fresh, directory)
                 break
             except OSError:  # a reader may have put the old one back just now
-                if attempt == 3 or not directory.exists():
+                if attempt == ATTEMPTS - 1 or not directory.exists():
                     raise
     finally:
         if old.exists() and not directory.exists():

@@ -250,7 +250,9 @@ def add_integers(
         steps, zeros: Of a, b and the output, in this order.
     """
     ratio_a, ratio_b = steps[0] / steps[2], steps[1] / steps[2]
-    zero_a, zero_b, zero_y = (torch.as_tensor(z, dtype=torch.float32, device=a.device) for z in zeros)
+    zero_a, zero_b, zero_y = (
+        z.to(a.device, torch.float32) if isinstance(z, Tensor) else _number(z, a.device) for z in zeros
+    )
     fixed = zero_y - _fma(ratio_a, zero_a, ratio_b * zero_b)
     # In memory order and in pieces that stay in a core's cache: the float64 in between is most of the work.
     a, b = torch.broadcast_tensors(a, b)  # type: ignore[no-untyped-call]
@@ -302,4 +304,9 @@ def pool_multiplier(step_in: Tensor, step_out: Tensor, count: int, whole: bool) 
     """
     if whole:
         return step_in / (step_out * float(count))
-    return (step_in * torch.tensor(1.0 / count, dtype=torch.float32, device=step_in.device)) / step_out
+    return (step_in * _number(1.0 / count, step_in.device)) / step_out
+
+
+def _number(value: float, device: torch.device) -> Tensor:
+    """An fp32 number made on the device: one that is copied there waits for it, which no CUDA graph can hold."""
+    return torch.full((), value, dtype=torch.float32, device=device)

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.data import Split
-from nasq.deploy import bundle, diagnosis, onnx, parity
-from nasq.deploy.engines import engine_of
+from nasq.deploy import bundle, diagnosis, onnx, parity, storage
+from nasq.deploy.engines import engine_of, target_of
 from nasq.errors import ArtifactError, ParityError
 from nasq.files import read_json, write_json
 from nasq.quant import freeze
@@ -158,18 +158,19 @@ def export(run: RunDirectory, workshop: Workshop, evaluation: Evaluation | None 
 def keep_best(run: RunDirectory, source: Path) -> None:
     """Makes ``best/`` a copy of a bundle, replacing the former one at once."""
     program = bundle.read(source)
-    extra = {path.name: path.read_bytes() for path in source.iterdir() if path.name not in _WRITTEN}
+    extra = {name: data for name, data in storage.contents(source).items() if name not in _WRITTEN}
     bundle.write(run.best, program, extra)
 
 
-_WRITTEN = {"subnet.json", "model.safetensors", "checksums.json"}
+_WRITTEN = {bundle.SUBNET, bundle.WEIGHTS}
 
 
 def file_accuracy(directory: Path, images: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """Share of images that a bundle's ONNX file classifies right."""
     program = bundle.read(directory)
-    engine = engine_of(program)
-    runtime = engine.open(engine.runs(program, directory / parity.MODEL), 1, {}, 256)
+    engine, target = engine_of(program), target_of(program)
+    session = {} if target is None else target.session
+    runtime = engine.open(engine.runs(program, directory / parity.MODEL), 1, session, 256)
     return float((np.argmax(runtime.run(images), axis=1) == labels).mean())
 
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from nasq.cuda import kernels, pointwise, thin, tokens
+from nasq.cuda import kernels, pointwise, rounding, thin, tokens
 
 INT8 = "*i8"
 ACC = "*i32"
@@ -81,6 +82,10 @@ _REDUCE |= {name: "fp32" for name in ("low", "high", "zero")}
 _ROW = {"step": "fp32", "low": "fp32", "high": "fp32", "zero": "fp32"}
 _SOFTMAX = {"x": INT8, "table": ACC, "y": INT8, "columns": "i32", "rows": "i32", **_ROW}
 _NORM = {"x": INT8, "gain": REAL, "shift": REAL, "y": INT8, "width": "i32", "offset": "i32", "epsilon": "*fp64", **_ROW}
+_QUANTIZE = {"x": REAL, "step": REAL, "low": "fp32", "high": "fp32", "y": REAL, "width": "i32"}
+_BACKWARD = {key: kind for key, kind in _QUANTIZE.items() if key != "y"} | dict.fromkeys(("g", "inside", "sums"), REAL)
+_ROUND = {"STEPS": 0, "NAN": tl.PropagateNan.ALL, "BLOCK": 2048}
+_LEARNED = {"low": REAL, "high": REAL}  # bounds that are tensors, one for each row
 
 CASES: Mapping[str, tuple[Any, tuple[dict[str, str], dict[str, Any]], Sequence[Any] | None]] = {
     "gemm": (kernels.gemm_kernel, _gemm(), kernels.gemm_configs()),
@@ -99,6 +104,10 @@ CASES: Mapping[str, tuple[Any, tuple[dict[str, str], dict[str, Any]], Sequence[A
     "thin, 8 bits": (thin.thin_kernel, _thin(False), thin.thin_configs()),
     "thin, 4 bits packed": (thin.thin_kernel, _thin(True), thin.thin_configs()),
     "reduce": (thin.reduce_kernel, (_REDUCE, {"SPLIT": 4, "FUSED": True, "BLOCK": 1024}), None),
+    "table": (tokens.table_kernel, ({"x": INT8, "values": INT8, "y": INT8, "count": "i32"}, {"BLOCK": 1024}), None),
+    "quantize": (rounding.forward_kernel, (_QUANTIZE, {**_ROUND, "BOUNDS": -1}), None),
+    "quantize, bounds": (rounding.forward_kernel, ({**_QUANTIZE, **_LEARNED}, {**_ROUND, "STEPS": 1, "BOUNDS": 1}), None),
+    "quantize back": (rounding.backward_kernel, (_BACKWARD, {**_ROUND, "BOUNDS": -1}), None),
     "softmax": (tokens.softmax_kernel, (_SOFTMAX, {"CAUSAL": True, "BLOCK": 256}), None),
     "layer norm": (tokens.layer_norm_kernel, (_NORM, {"BLOCK": 512}), None),
     "add": (pointwise.add_kernel, (_ADD, {"BLOCK": 1024}), None),

@@ -22,11 +22,10 @@ from nasq.deploy import bundle, engines, openvino, readback
 from nasq.deploy.bench import environment
 from nasq.deploy.onnx import export
 from nasq.deploy.reference import Reference
-from nasq.deploy.ties import at_tie
-from nasq.quant.program import Conv, Linear, Op, Program
+from nasq.deploy.ties import at_tie, exact
+from nasq.quant.program import Conv, Linear, Program
 from tests.deploy.programs import (
     KINDS,
-    convolve,
     fused_program,
     in_powers_of_two,
     random_input,
@@ -67,22 +66,6 @@ def untied(program: Program) -> Program:
     )
 
 
-def exact_steps(op: Op, program: Program, given: list[Integers]) -> NDArray[np.float64] | None:
-    """What a layer makes before rounding, in float64, in output steps; ``None`` for other operations."""
-    if not isinstance(op, Linear):
-        return None
-    sources = [program.tensor(name) for name in op.inputs]
-    x = given[0].astype(np.int64) - sources[0].zero_point
-    if isinstance(op, Conv):
-        acc, along = convolve(x, op.used, op.stride, op.padding, op.dilation, op.groups), (-1, 1, 1)
-    else:
-        acc, along = x @ op.used.T, (-1,)
-    real = (acc + op.bias.reshape(along)) * (sources[0].scale * op.weight_scale.astype(np.float64).reshape(along))
-    for q, source in zip(given[1:], sources[1:], strict=True):
-        real = real + (q.astype(np.int64) - source.zero_point) * source.scale
-    return np.asarray(real / op.output.scale, np.float64)
-
-
 def alone(program: Program, count: int, seed: int, totals: dict[str, Counter[str]]) -> None:
     """Every layer of a program on the reference's integers, counted by kind."""
     images = random_input(program, count, seed)
@@ -96,10 +79,9 @@ def alone(program: Program, count: int, seed: int, totals: dict[str, Counter[str
         kind = op.kind + (" + shortcut" if isinstance(op, Conv) and len(op.inputs) == 2 else "")
         counts = totals.setdefault(kind, Counter())
         counts.update(total=step.size, differing=int((step != 0).sum()), far=int((step > 1).sum()))
-        if (step != 0).any():
-            exact = exact_steps(op, program, [values[name] for name in op.inputs])
-            if exact is not None:
-                counts.update(off=int((~at_tie(exact[step != 0], op.output.zero_point)).sum()))
+        if isinstance(op, Linear) and step.any():
+            sources, given = [program.tensor(name) for name in op.inputs], [values[name] for name in op.inputs]
+            counts.update(off=int((~at_tie(exact(op, sources, given, np.argwhere(step)))).sum()))
 
 
 def layers(what: str, make: Callable[[int], Program], networks: int) -> None:

@@ -23,6 +23,14 @@ def test_products_run_on_the_tensor_cores_of_hopper(name: str) -> None:
     assert made.products[0].startswith("wgmma") and made.spills == 0
 
 
+@pytest.mark.parametrize("name", ["quantize", "quantize, bounds", "quantize back"])
+def test_fake_quantization_compiles_for_numbers_and_for_tensors_as_bounds(name: str) -> None:
+    """An interpreter runs the branch that is taken; a compiler reads what stands behind its return as well."""
+    (made,) = compile_case(name, 90, every=False)
+    check(name, made)
+    assert made.spills == 0
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("capability", [80, 89, 90])
 @pytest.mark.parametrize("name", CASES)

@@ -19,7 +19,7 @@ from nasq.deploy.cuda_network import CudaNetwork
 from nasq.deploy.cuda_runtime import CudaRuntime
 from nasq.deploy.reference import Reference
 from nasq.errors import TargetError
-from nasq.quant.program import Program
+from nasq.quant.program import Clip, Input, Program, Tensor
 from tests.cuda.nets import small_network
 from tests.deploy.programs import Maker, random_input, random_program
 from tests.deploy.token_programs import vit_program
@@ -165,3 +165,25 @@ def test_a_program_on_a_device_equals_the_reference(name: str, tmp_path: Path) -
         x = random_input(program, 5, seed)
         assert np.array_equal(runtime.run(x), reference.run(x))
     assert "float" not in {plan.kernel for plan in runtime.network.plans if plan.kind in ("conv", "linear", "matmul")}
+
+
+def test_large_inputs_are_run_in_parts(tmp_path: Path) -> None:
+    program = PROGRAMS["linear"]
+    bundle.write(tmp_path / "bundle", program)
+    x = random_input(program, 7, seed=3)
+    runtime = CudaRuntime(program, "cpu", chunk=3)
+    seen = []
+    run = runtime.network.containers
+    runtime.network.containers = lambda x: seen.append(len(x)) or run(x)  # type: ignore[assignment, func-returns-value]
+    assert np.array_equal(runtime.run(x), Reference(tmp_path / "bundle").run(x)) and seen == [3, 3, 1]
+
+
+def test_a_clip_to_a_range_beyond_int8_clips_nothing(tmp_path: Path) -> None:
+    """The integers 100 to 255 are held as -100 to 55; 0 would be -200."""
+    pixels = Tensor("pixels", (2, 3), 0.125, 200, 100, 255, 8)
+    wide = replace(pixels, name="wide", low=0)
+    program = Program((Input((), pixels, "pixels"), Clip(("pixels",), wide, "clip")), "generic", "both", {})
+    bundle.write(tmp_path / "bundle", program)
+    x = np.linspace(-20, 20, 30, dtype=np.float32).reshape(5, 2, 3)
+    wanted = Reference(tmp_path / "bundle").run(x)
+    assert np.array_equal(CudaRuntime(program, "cpu").run(x), wanted) and wanted.min() == 100 and wanted.max() == 255

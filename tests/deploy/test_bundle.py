@@ -8,18 +8,21 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from dataclasses import fields, replace
 from math import ceil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nasq.deploy import bundle
+from nasq.deploy import bundle, storage
 from nasq.deploy.program_json import json_from_program, program_from_json
 from nasq.errors import ArtifactError, InputError, NasqError
 from nasq.quant.program import Input, Linear, Program, Tensor
+from nasq.run.export import keep_best
 from tests.deploy.programs import Maker, random_program, residual_program
 
 Document = dict[str, Any]
@@ -40,6 +43,59 @@ def assert_same(first: Program, second: Program) -> None:
             else:
                 assert x == y
                 assert type(x) is type(y)
+
+
+def test_readers_see_whole_bundles_while_a_writer_replaces_them(tmp_path: Path) -> None:
+    program = residual_program(0, 3, 5)
+    bundle.write(tmp_path / "b", program, {"README.md": b"0"})
+    done, read, failed = threading.Event(), [0], list[str]()
+
+    def look() -> None:
+        while not done.is_set():
+            try:
+                bundle.read(tmp_path / "b")
+                bundle.verify_files(tmp_path / "b")
+                read[0] += 1
+            except NasqError as error:
+                failed.append(str(error))
+
+    readers = [threading.Thread(target=look) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    try:
+        for turn in range(25):
+            bundle.add_file(tmp_path / "b", "README.md", str(turn).encode())
+    finally:
+        done.set()
+        for reader in readers:
+            reader.join()
+    assert not failed and read[0] > 0
+    assert (tmp_path / "b" / "README.md").read_bytes() == b"24"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["b"]
+
+
+def test_reading_again_ends_where_the_directory_stays_the_same(tmp_path: Path) -> None:
+    calls = []
+
+    def read() -> int:
+        calls.append(1)
+        raise ArtifactError("damaged")
+
+    with pytest.raises(ArtifactError, match="damaged"):
+        storage.steady(tmp_path, read)
+    assert len(calls) == 1
+
+
+def test_the_best_bundle_is_a_copy_of_what_belongs_to_the_source(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    bundle.write(source, residual_program(0, 3, 5), {"README.md": b"# a card\n"})
+    (source / ".DS_Store").write_bytes(b"?")  # what is not the bundle's is neither copied nor in the way
+    (source / "notes").mkdir()
+    keep_best(SimpleNamespace(best=tmp_path / "best"), source)  # type: ignore[arg-type]
+    assert bundle.verify_files(tmp_path / "best") == bundle.verify_files(source)
+    assert sorted(entry.name for entry in (tmp_path / "best").iterdir()) == [
+        "README.md", "checksums.json", "model.safetensors", "subnet.json",
+    ]  # fmt: skip
 
 
 @pytest.fixture

@@ -50,6 +50,23 @@ def test_the_module_computes_the_reference_with_token_operations(program: Progra
     expect_equal(program, tmp_path / "b", 0, 3)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_has_no_class(bad: float, tmp_path: Path) -> None:
+    program = residual_program(5, 4, 4)
+    bundle.write(tmp_path / "b", program, {parity.MODEL: export(program)})
+    x = random_input(program, 3, 0)
+    runtime = load(tmp_path / "b", "onnxruntime", trusted=True)
+    assert runtime.integers(x).shape == (3, 10)
+    x[1, 2, 3, 4] = bad
+    for call in (runtime, runtime.integers):
+        with pytest.raises(InputError, match=r"NaN or infinities; they have no integer\. Look at what normalises"):
+            call(x)
+    module = load(tmp_path / "b")
+    for made in (module, module.integers):
+        with pytest.raises(InputError, match="NaN or infinities"):
+            made(torch.from_numpy(x))
+
+
 def test_every_operation_is_loaded(tmp_path: Path) -> None:
     from nasq.deploy.integer_network import _EXECUTE
 

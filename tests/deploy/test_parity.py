@@ -324,9 +324,41 @@ def test_bad_arguments_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="at least one image"):
         parity.check(directory, IMAGES[:0])
     with pytest.raises(InputError, match="the images are float64; the network takes float32"):
-        parity.check(directory, IMAGES.astype(np.float64))  # type: ignore[arg-type]
+        parity.check(directory, IMAGES.astype(np.float64))
     with pytest.raises(InputError, match="3 labels for 24 images"):
         parity.check(directory, IMAGES, np.zeros(3, np.int64))
+    # Compared with [N] classes, [N, 1] labels would broadcast to an accuracy of every image on every label.
+    with pytest.raises(InputError, match=r"labels are int64 of shape \(24, 1\).*integers of shape \(24,\)"):
+        parity.check(directory, IMAGES, np.zeros((24, 1), np.int64))
+    with pytest.raises(InputError, match="labels are float32"):
+        parity.check(directory, IMAGES, np.zeros(24, np.float32))
+
+
+@pytest.mark.parametrize("batch", [5, 12])  # smaller, and larger, than the images that each layer is run on
+def test_a_file_of_a_fixed_batch_size_passes(batch: int, tmp_path: Path) -> None:
+    bundle.write(tmp_path / "b", PROGRAM, {parity.MODEL: export(PROGRAM, batch=batch)})
+    count = 2 * batch
+    report = parity.check(tmp_path / "b", IMAGES[:count], layer_images=8)
+    assert report.passed and report.total == 10 * count
+    assert all(layer.total and not layer.differing for layer in report.layers)
+    with pytest.raises(InputError, match=f"batches of {batch} images, and 11 is not a multiple"):
+        parity.check(tmp_path / "b", IMAGES[:11])
+
+
+def test_the_class_of_an_image_a_place_and_a_token() -> None:
+    def differs(program: Program, shape: tuple[int, ...], at: tuple[int, ...]) -> float:
+        first = np.zeros(shape, np.uint8)
+        other = first.copy()
+        other[at] = 1
+        return 1 - parity.same_class(other, first, program)
+
+    assert differs(PROGRAM, (8, 10), (3, 4)) == pytest.approx(1 / 8)
+    assert differs(PROGRAM, (8, 10), (3, 0)) == 0  # a tie goes to the first class, which it was
+    maps = replace(PROGRAM, ops=PROGRAM.ops[: STEM + 1])  # a convolution comes last: channels are classes
+    assert differs(maps, (8, 10, 2, 3), (3, 4, 1, 1)) == pytest.approx(1 / 48)
+    assert differs(maps, (8, 10, 2, 3), (3, 0, 1, 1)) == 0
+    assert differs(PROGRAM, (8, 5, 10), (3, 0, 4)) == pytest.approx(1 / 40)  # tokens: the last dimension
+    assert differs(PROGRAM, (8, 5, 10), (3, 2, 0)) == 0
 
 
 def test_a_missing_or_changed_file_is_refused(tmp_path: Path) -> None:

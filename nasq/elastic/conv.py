@@ -16,7 +16,7 @@ from nasq.elastic.transform import KernelTransforms
 from nasq.errors import InputError
 from nasq.space import Choice, maximum_of_size
 
-__all__ = ["Conv2d", "plain_conv"]
+__all__ = ["Conv2d", "padding_of", "plain_conv"]
 
 
 def plain_conv(
@@ -31,6 +31,15 @@ def plain_conv(
     if bias is not None:
         conv.bias = nn.Parameter(bias.detach().clone())
     return conv
+
+
+def padding_of(conv: nn.Conv2d) -> tuple[int, int] | None:
+    """The rows and columns that torch's convolution adds on each side; ``None`` where two sides get different numbers."""
+    if not isinstance(conv.padding, str):
+        rows, columns = conv.padding
+        return int(rows), int(columns)
+    reach = [d * (k - 1) if conv.padding == "same" else 0 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return None if any(both % 2 for both in reach) else (reach[0] // 2, reach[1] // 2)
 
 
 def _even(kernel: int) -> InputError:

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from nasq.elastic.kinds import is_of_timm
+from nasq.elastic.call_parts import CALL_PARTS, pixel_shuffle, shuffle_channels, space_to_channels
+from nasq.elastic.equal_layers import BatchNorm
+from nasq.elastic.kinds import is_of, is_of_timm, kind_of_module
 
 __all__ = ["function_parts", "is_known_leaf", "module_parts", "select_before_permuting"]
 
@@ -23,9 +25,22 @@ Call = Callable[..., Any]
 _LEAVES = ("Linear", "DropPath", "LayerNorm", "GroupNorm1")
 
 
+_INHERITED = (nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.LayerNorm)
+
+
 def is_known_leaf(module: nn.Module) -> bool:
-    """Whether one of timm's layers computes, in evaluation, what the class of torch's that it inherits from computes."""
-    return is_of_timm(module, *_LEAVES)
+    """Whether a layer computes, in evaluation, what the class of torch's that it inherits from computes.
+
+    So do some of timm's and torchvision's, and all whose class leaves the forward as it is.
+    """
+    if is_of_timm(module, *_LEAVES) or is_of(module, "torchvision.ops.", "StochasticDepth"):
+        return True
+    if module._forward_pre_hooks or module._forward_hooks:
+        return False
+    base = next((kind for kind in _INHERITED if isinstance(module, kind)), None)
+    return base is not None and all(
+        getattr(type(module), name, None) is getattr(base, name, None) for name in ("forward", "_conv_forward")
+    )
 
 
 def _norm_act(record: Call, module: nn.Module, x: Any) -> Any:
@@ -60,10 +75,79 @@ def _unflatten(record: Call, module: nn.Module, x: Any) -> Any:
     return x.unflatten(dim, tuple(module.unflattened_size)) if dim in (-1, x.ndim - 1) else record(x)
 
 
+def _prelu(record: Call, module: nn.Module, x: Any) -> Any:
+    """``max(x, 0) + slope min(x, 0)``, with a slope that is trained."""
+    assert isinstance(module, nn.PReLU)
+    slope = module.weight.reshape(1, -1, *[1] * (x.ndim - 2))
+    return F.relu(x) + F.hardtanh(x, -math.inf, 0.0) * slope
+
+
+def _called(function: Callable[..., Any], *names: str) -> Callable[[Call, nn.Module, Any], Any]:
+    """A layer that is the call of a function with its own attributes, which the tracer may know in parts."""
+    return lambda record, module, x: function(x, *(getattr(module, name) for name in names))
+
+
+def _upsample(record: Call, module: nn.Module, x: Any) -> Any:
+    assert isinstance(module, nn.Upsample)
+    return F.interpolate(x, module.size, module.scale_factor, module.mode, module.align_corners)
+
+
+def _norm(record: Call, module: nn.Module, x: Any) -> Any:
+    """Of features behind a linear layer, which it becomes one operation with, or of a map."""
+    if x.ndim == 2 and not _is_linear(x.node, x.tracer.root):
+        return record(x[:, :, None, None]).flatten(1)
+    return record(x.unsqueeze(2)).squeeze(2) if x.ndim == 3 else record(x)
+
+
+def _is_linear(node: fx.Node, root: nn.Module) -> bool:
+    return node.op == "call_module" and kind_of_module(root.get_submodule(str(node.target)))[0] == "linear"
+
+
+def _row(layer: Callable[..., Any], *names: str) -> Callable[[Call, nn.Module, Any], Any]:
+    """A one-dimensional pool is that of a map of one row."""
+
+    def record_row(record: Call, module: nn.Module, x: Any) -> Any:
+        given = {name: getattr(module, name) for name in names}
+        pairs = {name: _beside(name, value) if name in _SIDES else value for name, value in given.items()}
+        return layer(x.unsqueeze(2), **pairs).squeeze(2)
+
+    return record_row
+
+
+_SIDES = {"kernel_size", "stride", "padding", "dilation", "output_size"}
+
+
+def _beside(name: str, value: Any) -> tuple[int, int]:
+    """A number along the row, and what leaves the other side as it is."""
+    along = int(value[0] if isinstance(value, (tuple, list)) else value)
+    return (0 if name == "padding" else 1), along
+
+
+_MAX_POOL = ("kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVG_POOL = ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad")
+
 _MODULES: dict[type[nn.Module], Callable[[Call, nn.Module, Any], Any]] = {
+    BatchNorm: _norm,
+    nn.MaxPool1d: _row(F.max_pool2d, *_MAX_POOL),
+    nn.AvgPool1d: _row(F.avg_pool2d, *_AVG_POOL),
+    nn.AdaptiveAvgPool1d: _row(F.adaptive_avg_pool2d, "output_size"),
+    nn.AdaptiveMaxPool1d: _row(F.adaptive_max_pool2d, "output_size"),
     nn.Flatten: _flatten,
     nn.Unflatten: _unflatten,
+    nn.PReLU: _prelu,
+    nn.PixelShuffle: _called(pixel_shuffle, "upscale_factor"),
+    nn.PixelUnshuffle: _called(space_to_channels, "downscale_factor"),
+    nn.ChannelShuffle: _called(shuffle_channels, "groups"),
+    nn.AdaptiveMaxPool2d: _called(F.adaptive_max_pool2d, "output_size", "return_indices"),
+    nn.GLU: _called(F.glu, "dim"),
 }
+
+
+def _pool(record: Call, module: nn.Module, x: Any) -> Any:
+    """An average over the whole map stays a layer."""
+    assert isinstance(module, nn.AdaptiveAvgPool2d)
+    whole = module.output_size in (1, (1, 1), [1, 1])
+    return record(x) if whole else F.adaptive_avg_pool2d(x, module.output_size)
 
 
 def module_parts(module: nn.Module) -> Callable[[Call, nn.Module, Any], Any] | None:
@@ -76,7 +160,12 @@ def module_parts(module: nn.Module) -> Callable[[Call, nn.Module, Any], Any] | N
         return _norm_act
     if type(module) is nn.Softmax and module.dim is not None:
         return _softmax
-    return _norm_of_channels if is_of_timm(module, "LayerNorm2d") else _MODULES.get(type(module))
+    if type(module) is nn.AdaptiveAvgPool2d:
+        return _pool
+    if type(module) is nn.Upsample and (module.mode, module.size is None) in {("bilinear", True), ("nearest", False)}:
+        return _upsample
+    of_channels = is_of_timm(module, "LayerNorm2d") or is_of(module, "torchvision.models.", "LayerNorm2d")
+    return _norm_of_channels if of_channels else _MODULES.get(type(module))
 
 
 def _attention(
@@ -122,11 +211,15 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     "reshape_as": _like,
     "view_as": _like,
     "unbind": _unbind,
+    **CALL_PARTS,
 }
 
 
 def function_parts(target: Any) -> Callable[..., Any] | None:
-    """How a call of a function, or of a tensor's method of a name, is recorded; ``None``: as it is."""
+    """How a call of a function, or of a tensor's method of a name, is recorded; ``None``: as it is.
+
+    The result takes what the call was given, and may return ``NotImplemented``: as it is.
+    """
     return _FUNCTIONS.get(target)
 
 

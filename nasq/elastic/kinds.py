@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nasq.elastic.base import Container
-from nasq.elastic.conv import Conv2d
+from nasq.elastic.conv import Conv2d, padding_of
 from nasq.elastic.functions import function_of_call, function_of_module
 from nasq.elastic.graph import Kind
 from nasq.elastic.linear import Linear
@@ -21,7 +21,7 @@ from nasq.elastic.resize import Resize
 from nasq.elastic.slicing import pad_of, slice_of
 from nasq.elastic.token_kinds import Batch, token_call, token_module
 
-__all__ = ["Batch", "Named", "is_of_timm", "kind_of_call", "kind_of_module"]
+__all__ = ["Batch", "Named", "is_of", "is_of_timm", "kind_of_call", "kind_of_module"]
 
 Named = tuple[Kind, dict[str, Any]]
 """A kind and the fixed numbers of the operation."""
@@ -64,9 +64,12 @@ def _upsample(
     if size is not None and mode == "bilinear" and not align_corners and not rest.get("antialias"):
         return "resize", {"size": _pair(size)}
     factors = scale_factor if isinstance(scale_factor, (tuple, list)) else (scale_factor, scale_factor)
-    if size is not None or mode != "nearest" or any(one is None or one < 1 or one != int(one) for one in factors):
+    if size is not None or any(one is None or one < 1 or one != int(one) for one in factors):
         return "other", {}
-    return "upsample", {"factor": (int(factors[0]), int(factors[-1]))}
+    whole = {"factor": (int(factors[0]), int(factors[-1]))}
+    if mode == "bilinear" and not align_corners and not rest.get("antialias"):
+        return "resize", whole
+    return ("upsample", whole) if mode == "nearest" else ("other", {})
 
 
 def _global_pool(output_size: Any, **_: Any) -> Named:
@@ -87,10 +90,15 @@ def _zero(**others: Any) -> Named:
     return ("other", {}) if others else ("zero", {})
 
 
+def is_of(module: nn.Module, package: str, *names: str) -> bool:
+    """Whether ``module`` is of a class of these names from ``package``, which is not imported for it."""
+    kind = type(module)
+    return kind.__name__ in names and kind.__module__.startswith(package)
+
+
 def is_of_timm(module: nn.Module, *names: str) -> bool:
     """Whether ``module`` is one of timm's layers of these class names; timm itself is not imported for it."""
-    kind = type(module)
-    return kind.__name__ in names and kind.__module__.startswith("timm.layers.")
+    return is_of(module, "timm.layers.", *names)
 
 
 def kind_of_module(module: nn.Module) -> Named:
@@ -98,16 +106,20 @@ def kind_of_module(module: nn.Module) -> Named:
     if isinstance(module, Container):
         return "container", {}
     if isinstance(module, (Conv2d, nn.Conv2d)):
-        return ("conv", {}) if getattr(module, "padding_mode", "zeros") == "zeros" else ("other", {})
+        plain = isinstance(module, Conv2d) or (module.padding_mode == "zeros" and padding_of(module) is not None)
+        return ("conv", {}) if plain else ("other", {})
     if isinstance(module, (Linear, nn.Linear)):
         return "linear", {}
     if isinstance(module, (BatchNorm2d, nn.BatchNorm2d)):
-        return "norm", {}
+        # Without running statistics it normalises by the batch in evaluation as well.
+        return ("norm", {}) if module.running_mean is not None else ("other", {})
     if isinstance(module, nn.ReLU6):
         return "relu6", {}
     if isinstance(module, nn.ReLU):
         return "relu", {}
     if isinstance(module, (nn.Identity, nn.Dropout, nn.Dropout2d)) or is_of_timm(module, "DropPath"):
+        return "identity", {}
+    if is_of(module, "torchvision.ops.", "StochasticDepth"):
         return "identity", {}
     if isinstance(module, nn.MaxPool2d):
         return _max_pool(module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode)
@@ -139,6 +151,7 @@ _FUNCTIONS: dict[Any, Callable[..., Named] | Kind] = {
     torch.relu: "relu",
     F.relu: "relu",
     F.relu6: "relu6",
+    torch.relu_: "relu",
     operator.add: "add",
     operator.iadd: "add",
     torch.add: "add",
@@ -166,6 +179,8 @@ _FUNCTIONS: dict[Any, Callable[..., Named] | Kind] = {
     "add": "add",
     "add_": "add",
     "contiguous": "identity",
+    "clone": "identity",
+    torch.clone: "identity",
 }
 
 
@@ -199,7 +214,7 @@ def _behind_batch(value: Any) -> tuple[int, ...] | None:
 
 def _concat(node: fx.Node, after: Any) -> Named:
     """Joining on any dimension but the batch; ``dim`` counts from 0 behind it and is left out for channels."""
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", node.kwargs.get("axis", 0))
     if not isinstance(after, Tensor) or not isinstance(dim, int) or dim % after.ndim == 0:
         return "other", {}
     behind = dim % after.ndim - 1
@@ -236,6 +251,8 @@ def kind_of_call(node: fx.Node, sources: Sequence[fx.Node], values: Mapping[fx.N
         return of_tokens
     if (of_elements := function_of_call(node)) is not None:
         return "unary", of_elements
+    if node.target in {"float", "to", "type_as"} and before is not None and before.dtype == after.dtype:
+        return "identity", {}
     rule = _FUNCTIONS.get(node.target)
     if rule is None:
         return "other", {}

@@ -32,6 +32,7 @@ def _pad(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[I
 
 @size("upsample")
 def _upsample(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
+    """By whole factors."""
     channels, height, width = inputs[0].dims
     rows, columns = node.attributes["factor"]
     return channels, height * rows, width * columns
@@ -39,6 +40,8 @@ def _upsample(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tu
 
 @size("resize")
 def _resize(flow: Flow, node: Node, inputs: list[Sized], running: Bools) -> tuple[Ints, ...]:
+    if "factor" in node.attributes:
+        return _upsample(flow, node, inputs, running)
     if "size" in node.attributes:
         return (inputs[0].dims[0], *(flow.lookup(side) for side in node.attributes["size"]))
     layer: Any = node.module

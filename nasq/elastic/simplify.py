@@ -1,8 +1,8 @@
-"""``simplify``: a copy of a network in which layers that compute their weights anew hold the weights they compute.
+"""``simplify``: a copy of a network in which layers without an integer form are equal ones that have one.
 
 Convolutions with standardised weights, linear layers with a BatchNorm over tokens, and blocks that their own class can
-re-parameterise become plain layers. That needs the weights of today, so it is a step of its own and not part of tracing:
-do it after loading weights and before ``convert`` and ``quantize``.
+re-parameterise become plain layers; so do one-dimensional layers and torch's attention. That needs the weights of today, so
+it is a step of its own and not part of tracing: do it after loading weights and before ``convert`` and ``quantize``.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from nasq.elastic.equal_layers import equal_layer
 
 __all__ = ["simplify"]
 
@@ -68,15 +70,20 @@ def _simpler(module: nn.Module) -> nn.Module | None:
     if _is_of_timm(module, _FUSED):
         fused: nn.Module = module.fuse()  # type: ignore[operator]
         return fused.train(module.training)
-    return None
+    return equal_layer(module)
 
 
 def simplify(model: nn.Module) -> nn.Module:
-    """A copy of a network in which weights that are computed anew in every call are stored as they are.
+    """A copy of a network in which layers that have no integer form are replaced by equal ones that have one.
 
     * timm's ``StdConv2d`` and ``ScaledStdConv2d`` (NFNet, BiT): a convolution with the standardised weight.
     * LeViT's ``LinearNorm`` and ``NormLinear``: the linear layer with the BatchNorm folded in.
     * FastViT's ``RepMixer``: the one convolution that its class makes of it.
+    * One-dimensional networks: ``Conv1d`` and ``BatchNorm1d`` become layers on maps of one row.
+    * ``MultiheadAttention``, ``TransformerEncoderLayer`` and ``TransformerEncoder`` (batch first, no masks): linear layers,
+      matrix products and a softmax. They do not give the weights of the attention.
+    * ``ConvTranspose2d`` whose kernel is its stride: a 1 x 1 convolution and a pixel shuffle.
+    * ``SyncBatchNorm``: a BatchNorm.
     * Tables that a module keeps of its last run in evaluation are emptied.
 
     In evaluation it computes what the original does, up to rounding; what was folded is no longer trained as before. A
@@ -87,10 +94,16 @@ def simplify(model: nn.Module) -> nn.Module:
     """
     made = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
+        replaced: set[str] = set()
         for path, module in list(made.named_modules()):
-            simpler = _simpler(module) if path else None
+            if any(path.startswith(f"{other}.") for other in replaced):
+                continue
+            simpler = _simpler(module)
+            if simpler is not None and not path:
+                return simpler
             if simpler is not None:
                 made.set_submodule(path, simpler)
+                replaced.add(path)
             elif _is_of_timm(module, _REPARAMETERISED):
                 module.reparameterize()
             cache = vars(module).get("attention_bias_cache")

@@ -106,7 +106,29 @@ def _view(call: _Call) -> Found | None:
     if not sizes or not all(isinstance(size, int) for size in sizes):
         return None
     keeps = isinstance(sizes[0], Batch) or (sizes[0] == -1 and call.before.shape[0] == call.after.shape[0])
-    return ("view", {"sizes": tuple(map(int, sizes[1:]))}) if keeps and len(sizes) > 1 else None
+    if not keeps or len(sizes) < 2:
+        return None
+    return "view", {"sizes": _free(list(map(int, sizes[1:])), call.before.shape[1:])}
+
+
+def _free(sizes: list[int], own: Sequence[int]) -> tuple[int, ...]:
+    """Sizes that do not fix what may be a choice: ``view(b, c, 1, 1)`` of ``[b, c]`` keeps its channels, how many it has.
+
+    The first sizes that are the input's own become 0. Of the others, if they have one number that is neither 1 nor among
+    the input's last sizes, it is what is left.
+    """
+    kept = 0
+    while kept < min(len(sizes), len(own)) and sizes[kept] in (0, own[kept]):
+        kept += 1
+    rest, last = sizes[kept:], list(own)
+    while rest and last and rest[-1] == last[-1]:
+        rest.pop()
+        last.pop()
+    changed = [place for place, size in enumerate(rest, kept) if size != 1]
+    sizes[:kept] = [0] * kept
+    if len(changed) == 1 and -1 not in sizes:
+        sizes[changed[0]] = -1
+    return tuple(sizes)
 
 
 def _flatten(call: _Call) -> Found | None:
@@ -122,6 +144,33 @@ def _unflatten(call: _Call) -> Found | None:
     dim = call.argument(1, "dim") % call.before.ndim
     sizes = tuple(call.argument(2, "sizes"))
     return ("view", {"sizes": (*[0] * (dim - 1), *sizes)}) if dim == call.before.ndim - 1 and dim else None
+
+
+def _reshaped(call: _Call) -> Found | None:
+    """Dimensions of size 1 that come or go: a view, whose other sizes stay free as far as one number can say it."""
+    before, after = call.before.shape, call.after.shape
+    if len(after) < 2 or len(before) < 2 or after[0] != before[0]:
+        return None
+    shared = min(len(before), len(after))
+    place = next((i for i in range(shared) if before[i] != after[i]), shared)
+    rest = list(after[place:])
+    changed = next((i for i, size in enumerate(rest) if size != 1), None)
+    if changed is not None:
+        rest[changed] = -1
+    return "view", {"sizes": (*[0] * (place - 1), *rest)}
+
+
+def _squeeze(call: _Call) -> Found | None:
+    dims = call.argument(1, "dim")
+    dims = [dims] if isinstance(dims, int) else dims
+    # Without dimensions it takes that of a batch of one as well.
+    named = isinstance(dims, (tuple, list)) and all(isinstance(dim, int) for dim in dims)
+    return _reshaped(call) if named and not any(dim % call.before.ndim == 0 for dim in dims) else None
+
+
+def _unsqueeze(call: _Call) -> Found | None:
+    dim = call.argument(1, "dim")
+    return _reshaped(call) if isinstance(dim, int) and dim % (call.before.ndim + 1) else None
 
 
 def _scale(call: _Call) -> Found | None:
@@ -145,6 +194,8 @@ def _expand(call: _Call) -> Found | None:
 def _select(call: _Call) -> Found | None:
     index = call.node.args[1]
     parts = index if isinstance(index, tuple) else (index,)
+    if parts[0] is not None and all(part is None or part is Ellipsis or part == slice(None) for part in parts):
+        return _reshaped(call)
     chosen = [(dim, part) for dim, part in enumerate(parts) if part != slice(None)]
     if len(chosen) != 1 or type(chosen[0][1]) is not int or chosen[0][0] == 0:
         return None
@@ -181,6 +232,7 @@ _CALLS: dict[Any, Any] = {
     torch.flatten: _flatten, "flatten": _flatten, "unflatten": _unflatten,
     operator.mul: _scale, torch.mul: _scale, "mul": _scale,
     operator.truediv: _scale, torch.div: _scale, "div": _scale,
+    torch.squeeze: _squeeze, "squeeze": _squeeze, torch.unsqueeze: _unsqueeze, "unsqueeze": _unsqueeze,
     "expand": _expand, operator.getitem: _select, torch.mean: _mean, "mean": _mean,
     "masked_fill": _mask, torch.masked_fill: _mask,
 }  # fmt: skip

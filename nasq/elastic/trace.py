@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from nasq.elastic.base import Container, Misfit, evaluating
+from nasq.elastic.call_parts import drop_expansions, keep_rows
 from nasq.elastic.decompose import select_before_permuting
 from nasq.elastic.derived import derived_from_parameters
 from nasq.elastic.graph import Graph, Kind, Node
@@ -150,13 +151,38 @@ def _untraceable(module: nn.Module, tracer: ValueTracer, error: Exception) -> In
     where = f" (at {at!r})" if at != tracer.path else ""
     return InputError(
         f"the network's part {tracer.path or type(module).__name__!r} cannot be traced: {reason}{where}. Its forward may "
-        "depend on shapes but not on values; split what does into a module of its own."
+        "depend on shapes but not on the values of tensors; what is a choice belongs into OneOf or Repeat."
     )
+
+
+def _mark_overwriting(graph: fx.Graph, tracer: ValueTracer, known: dict[fx.Node, Node]) -> None:
+    """Notes on operations that change their input in place that it is read again behind them."""
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for source, by in tracer.overwritten.items():
+        behind = [user for user in source.users if order[user] > order.get(by, len(order))]
+        if behind and by in known:
+            known[by].attributes["overwrites"] = True
+
+
+def _of_elements(node: fx.Node, tracer: ValueTracer) -> bool:
+    """Whether an operation with one input works on every element alone."""
+    if len(node.all_input_nodes) != 1:
+        return False
+    if node.op == "call_module":
+        return kind_of_module(tracer.root.get_submodule(str(node.target)))[0] in _ELEMENTWISE
+    if node.op not in {"call_function", "call_method"}:
+        return False
+    return kind_of_call(node, sources_of(node), tracer.values)[0] in _ELEMENTWISE
+
+
+_ELEMENTWISE = frozenset({"relu", "relu6", "unary", "identity"})
 
 
 def _assemble(module: nn.Module, graph: fx.Graph, tracer: ValueTracer) -> Graph:
     """Our graph from torch.fx's, without what the output does not depend on."""
     select_before_permuting(graph, tracer.values, tracer.makers)
+    drop_expansions(graph, tracer.values)
+    keep_rows(graph, tracer.values, tracer.makers, lambda node: _of_elements(node, tracer))
     needed = _needed(graph, tracer.values)
     derived, inner = derived_from_parameters(graph, module, tracer.values, needed)
     known: dict[fx.Node, Node] = {}
@@ -176,6 +202,7 @@ def _assemble(module: nn.Module, graph: fx.Graph, tracer: ValueTracer) -> Graph:
                     f"{tracer.path or type(module).__name__!r} returns {found.args[0]!r}, not one tensor. Wrap the "
                     "network so that it returns the tensor to be used."
                 )
+            _mark_overwriting(graph, tracer, known)
             return Graph(list(known.values()), known[found.args[0]])
         if is_split(found, tracer.values[found]):
             known[found] = known[found.all_input_nodes[0]]

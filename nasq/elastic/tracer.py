@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor, fx, nn
 
 from nasq.elastic.base import ElasticModule
@@ -70,6 +71,7 @@ class ValueTracer(fx.Tracer):
     Attributes:
         values: The value of every node.
         makers: The path of the layer that made it.
+        overwritten: The operation that last changed a node's value in place.
         current: What runs: its path, the module if it is one, its inputs and their makers.
     """
 
@@ -80,6 +82,8 @@ class ValueTracer(fx.Tracer):
         self.path = path
         self.examples = list(zip(examples, makers, strict=True))
         self.running = False
+        self.own: set[int] = set()
+        self.overwritten: dict[fx.Node, fx.Node] = {}
         self.current: tuple[str, nn.Module | None, tuple[Any, ...], list[str]] = (path, None, (), [])
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -105,7 +109,10 @@ class ValueTracer(fx.Tracer):
         """Records an operation and runs it; sizes are answered at once."""
         if kind == "placeholder" and not self.examples and not target.startswith("*"):
             if not args:
-                raise fx.proxy.TraceError(f"no example was given for its input {target!r}")
+                raise fx.proxy.TraceError(
+                    f"no example was given for its input {target!r}. A network is quantized and exported with one input: "
+                    "join several tensors along the channels, and take them apart in forward"
+                )
             return args[0]
         if kind == "call_method" and target in {"size", "dim", "ndimension", "numel"}:
             return self._measure(target, args[0].value, *args[1:], **kwargs)
@@ -113,10 +120,17 @@ class ValueTracer(fx.Tracer):
             raise fx.proxy.TraceError(f"it reads a tensor's values with {target}()")
         parts = function_parts(target) if kind in {"call_function", "call_method"} and not self.running else None
         if parts is not None:
-            return parts(*args, **kwargs)
+            made = parts(*args, **kwargs)
+            if made is not NotImplemented:
+                return made
         proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        read = [(source, self.values[source]) for source in sources_of(proxy.node)]
+        before = [value._version if isinstance(value, Tensor) else 0 for _, value in read]
         with self._for_real():
             self.values[proxy.node] = self._run(proxy.node)
+        for (source, value), version in zip(read, before, strict=True):
+            if isinstance(value, Tensor) and value._version != version:
+                self.overwritten[source] = proxy.node
         return proxy
 
     def create_node(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> fx.Node:
@@ -128,9 +142,27 @@ class ValueTracer(fx.Tracer):
             self.makers[node] = join(self.path, target)
         return node
 
+    def create_arg(self, a: Any) -> Any:
+        """Records an argument; NumPy's whole numbers (``np.prod(x.shape[1:])``) are Python's."""
+        return super().create_arg(a.item() if isinstance(a, np.generic) else a)
+
+    def _is_new(self, module: nn.Module) -> bool:
+        """Whether the forward made the module: it has no path in the network.
+
+        Raises:
+            fx.proxy.TraceError: It has weights, which are other ones in every call.
+        """
+        if not self.own:
+            self.own = {id(known) for known in self.root.modules()}
+        if id(module) in self.own:
+            return False
+        if next(module.parameters(), None) is not None:
+            raise fx.proxy.TraceError(f"its forward makes a {type(module).__name__}: make it in __init__")
+        return True
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Records a call of the network's; runs one of ours."""
-        if self.running:
+        if self.running or self._is_new(m):
             return forward(*args, **kwargs)
         if (parts := module_parts(m)) is None:
             return super().call_module(m, forward, args, kwargs)

@@ -23,7 +23,7 @@ from nasq.quant.pinning import exits, first_and_last
 from nasq.quant.powers import use_powers_of_two
 from nasq.quant.producers import Activation, InputProducer, LayerProducer
 from nasq.quant.quantizers import ActivationQuantizer, WeightQuantizer
-from nasq.quant.recipes import RECIPES
+from nasq.quant.recipes import RECIPES, unsupported
 from nasq.quant.residual import separate_sums
 from nasq.space import Choice
 from nasq.targets import Target, load
@@ -170,6 +170,8 @@ class Builder:
 
     def norm(self, node: Node) -> Node:
         """A BatchNorm with no layer before it: a depthwise convolution by one."""
+        if len(node.shape) != 3:
+            raise unsupported(node, "what it normalises is no map, and not a layer's output that it alone reads")
         activation, end = self.activation_behind(node)
         unit = WeightForm(None, 2, True)
         unit.log_step.requires_grad_(False)

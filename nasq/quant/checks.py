@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from nasq.elastic.base import share_active
+from nasq.elastic.base import elastic_modules, share_active
+from nasq.elastic.conv import Conv2d
 from nasq.elastic.graph import Graph
+from nasq.elastic.layer_norm import LayerNorm
+from nasq.elastic.linear import Linear
+from nasq.elastic.norm import BatchNorm2d
 from nasq.elastic.read import read_space
 from nasq.errors import InputError
 from nasq.quant.adapters import LowBitLinear
 from nasq.quant.network import QuantizedNetwork
 from nasq.quant.recipes import RECIPES, unsupported
+from nasq.space import Subnet
 
 __all__ = ["check_same", "check_supported"]
 
@@ -42,6 +47,18 @@ def _alike(wanted: Tensor, found: Tensor) -> bool:
     return torch.allclose(wanted, found, rtol=1e-4, atol=1e-5 * max(largest, 1.0), equal_nan=True)
 
 
+def _run(original: nn.Module, x: Tensor, subnet: Subnet) -> Tensor:
+    try:
+        return original(x)  # type: ignore[no-any-return]
+    except Exception as error:  # whatever a user's forward raises
+        line = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise InputError(
+            f"{type(original).__name__} runs on the example, and not on an input of shape {list(x.shape)} as the subnet "
+            f"{subnet.to_json()[:200]}: {line} Its forward must take any batch size and the sizes of every subnet: write "
+            "flatten(1) instead of a view with fixed sizes."
+        ) from error
+
+
 def check_same(original: nn.Module, network: QuantizedNetwork, example: Tensor) -> None:
     """The traced form computes what the module computes, for other subnets and another batch size."""
     space = read_space(original)
@@ -55,11 +72,32 @@ def check_same(original: nn.Module, network: QuantizedNetwork, example: Tensor) 
             active.clear()
             active.update(subnet)
         with torch.no_grad():
-            wanted, found = original(noise), network(noise, mode="float")
+            wanted = _run(original, noise, subnet)
+            found = network(noise, mode="float")
         if wanted.shape != found.shape or not _alike(wanted, found):
-            raise InputError(
-                f"the traced form of {type(original).__name__} does not compute what the module computes for the subnet "
-                f"{subnet.to_json()[:200]}: its forward depends on a size that holds a choice, or on values. Use flatten "
-                "instead of view with fixed sizes, and OneOf or Repeat instead of Python conditions."
-            )
+            raise _differs(original, network, subnet)
     network.train(True)
+
+
+def _differs(original: nn.Module, network: QuantizedNetwork, subnet: Subnet) -> InputError:
+    """The error for a traced form that computes something else, with the cause where one is seen."""
+    name = f"{type(original).__name__} does not compute what the module computes"
+    overwriting = [node.path for node in network.graph.walk() if "overwrites" in node.attributes]
+    if overwriting:
+        return InputError(
+            f"the traced form of {name}: {overwriting[0]!r} changes its input in place, and that is read again behind it. "
+            "Take inplace=False, or the operation without an underscore."
+        )
+    for path, layer in elastic_modules(original):
+        base = next((kind for kind in (Conv2d, Linear, BatchNorm2d, LayerNorm) if isinstance(layer, kind)), None)
+        if base is not None and type(layer).forward is not base.forward:
+            return InputError(
+                f"the traced form of {name}: the layer {path!r} has a forward of its own, {type(layer).__name__}.forward, "
+                f"and is quantized as the {base.__name__} it inherits from. Change the weight in active_weight instead, or "
+                "write an nn.Module around the layer."
+            )
+    return InputError(
+        f"the traced form of {name} for the subnet {subnet.to_json()[:200]}: its forward depends on a size that holds a "
+        "choice, on values, on hooks or on isinstance(x, Tensor). Use flatten instead of view with fixed sizes, and OneOf "
+        "or Repeat instead of Python conditions."
+    )

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from nasq.cuda import products
 from nasq.elastic.base import ElasticModule, Size
-from nasq.elastic.conv import Conv2d
+from nasq.elastic.conv import Conv2d, padding_of
 from nasq.elastic.linear import Linear
 from nasq.elastic.norm import BatchNorm2d
 from nasq.elastic.segments import Segments, active_part
@@ -80,8 +80,8 @@ def geometry_of(layer: AnyLayer, x: Tensor) -> dict[str, Any] | None:
     if isinstance(layer, Conv2d):
         return dict(layer.geometry())
     if isinstance(layer, nn.Conv2d):
-        names = ("stride", "padding", "dilation", "groups")
-        return {name: getattr(layer, name) for name in names}
+        geometry = {name: getattr(layer, name) for name in ("stride", "dilation", "groups")}
+        return geometry | {"padding": padding_of(layer)}
     return None
 
 

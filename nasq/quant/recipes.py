@@ -14,6 +14,7 @@ from torch import nn
 from nasq.elastic.functions import HALF_OPEN, NEVER_NEGATIVE
 from nasq.elastic.graph import Node
 from nasq.errors import InputError
+from nasq.quant.advice import hint
 from nasq.quant.combining import AddProducer, AvgPoolProducer, ConcatProducer
 from nasq.quant.elementwise import MulProducer, SubProducer, TableProducer
 from nasq.quant.moving import Pad, Permute, Scale, Select, Slice, Upsample, View
@@ -51,6 +52,7 @@ def _of(*kinds: str) -> Callable[[Recipe], Recipe]:
 
 def unsupported(node: Node, why: str = "", others: Sequence[Node] = ()) -> InputError:
     """The error for an operation without an integer form; names it, and ``others`` that have none, with their paths."""
+    why = why or hint(node)
     named = list(dict.fromkeys(map(_named, others)))
     more = "".join(f", nor has {one}" for one in named[:5]) + (f", nor have {len(named) - 5} more" if named[5:] else "")
     return InputError(
@@ -246,7 +248,8 @@ def _upsample(builder: Builder, node: Node) -> Node:
 
 @_of("resize")
 def _resize(builder: Builder, node: Node) -> Node:
-    return _passing(builder, node, Resize(node.path, node.attributes.get("size"), node.module))
+    given = node.attributes
+    return _passing(builder, node, Resize(node.path, given.get("size"), node.module, given.get("factor")))
 
 
 @_of("scale")

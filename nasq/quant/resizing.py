@@ -39,28 +39,37 @@ class Resize(nn.Module):
     Args:
         path: Where it is in the network.
         size: Rows and columns of the result, or
-        layer: the elastic layer that knows them.
+        layer: the elastic layer that knows them, or
+        factor: what those of the input are multiplied by.
     """
 
     layer: Any
 
-    def __init__(self, path: str, size: tuple[int, int] | None, layer: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        size: tuple[int, int] | None,
+        layer: nn.Module | None = None,
+        factor: tuple[int, int] | None = None,
+    ) -> None:
         super().__init__()
-        self.path, self.size = path, size
+        self.path, self.size, self.factor = path, size, factor
         # A reference, not a registered submodule: the layer lives where the network put it.
-        object.__setattr__(self, "layer", layer if size is None else None)
+        object.__setattr__(self, "layer", layer if size is None and factor is None else None)
 
-    def active_size(self) -> tuple[int, int]:
-        """Rows and columns of the result."""
+    def active_size(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the result, for an input of ``height`` and ``width``."""
         if self.size is not None:
             return self.size
+        if self.factor is not None:
+            return height * self.factor[0], width * self.factor[1]
         side = self.layer.size
         # The extracted layer is torch's, whose size is a pair.
         return (self.layer.value(side),) * 2 if hasattr(self.layer, "value") else tuple(side)
 
     def forward(self, x: Value) -> Value:
         """``[N, C, H, W]`` to ``[N, C, rows, columns]``."""
-        rows, columns = self.active_size()
+        rows, columns = self.active_size(*x.data.shape[2:])
         if x.mode not in {"integer", "fake"}:
             return x.on(F.interpolate(x.data, size=(rows, columns), mode="bilinear", align_corners=False), x.grid)
         wide = self._along(x, columns)
@@ -75,7 +84,7 @@ class Resize(nn.Module):
             return x
         units = interpolation(width, size).to(x.data.device)
         if x.mode == "fake":
-            return x.on(_rounded(x.data @ (units / _UNITS), x.grid), x.grid)
+            return x.on(_rounded(x.data, units, x.grid), x.grid)
         assert x.grid is not None
         step = torch.tensor(1.0 / _UNITS, device=x.data.device)
         constant = Producer.record(
@@ -89,8 +98,10 @@ class Resize(nn.Module):
         return viewed(product, (channels, height, size), self.path)
 
 
-def _rounded(y: Tensor, grid: Grid | None) -> Tensor:
-    """On the grid, straight-through."""
+def _rounded(x: Tensor, units: Tensor, grid: Grid | None) -> Tensor:
+    """The product on the grid, straight-through; from whole steps, because many results lie between two of them."""
     assert grid is not None
-    step = grid.step.detach()
-    return y + ((y / step).round() * step - y).detach()
+    step, y = grid.step.detach(), x @ (units / _UNITS)
+    with torch.no_grad():
+        exact = ((x / step).round() @ units / _UNITS).round() * step
+    return y + (exact - y).detach()

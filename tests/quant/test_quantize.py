@@ -346,17 +346,17 @@ def test_an_attribute_called_quantization_is_refused() -> None:
 @pytest.mark.parametrize(
     ("forward", "message"),
     [
-        (lambda net, x: net.act(net.c(x)), r"PReLU at 'act' has no integer form yet\. Supported: Conv2d"),
+        (lambda net, x: net.act(net.c(x)), r"Hardshrink at 'act' has no integer form yet\. Supported: Conv2d"),
         (lambda net, x: net.c(x).sin(), r"sin at 'sin' has no integer form"),
         (lambda net, x: net.reflect(x), r"Conv2d at 'reflect' has no integer form"),
-        (lambda net, x: net.block(net.c(x)), r"PReLU at 'block\.blocks\.0\.1' has no integer form"),
-        (lambda net, x: net.c(x - torch.ones(3, 1, 1)), r"has no integer form"),
+        (lambda net, x: net.block(net.c(x)), r"Hardshrink at 'block\.blocks\.0\.1' has no integer form"),
+        (lambda net, x: net.c(x % torch.ones(3, 1, 1)), r"has no integer form"),
     ],
 )
 def test_what_has_no_integer_form_is_named_with_its_path(forward: Any, message: str) -> None:
     net = Net(
-        forward, c=conv(), act=nn.PReLU(), reflect=nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
-        block=elastic.Repeat([nn.Sequential(conv(4), nn.PReLU())]),
+        forward, c=conv(), act=nn.Hardshrink(), reflect=nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"),
+        block=elastic.Repeat([nn.Sequential(conv(4), nn.Hardshrink())]),
     )  # fmt: skip
     with pytest.raises(InputError, match=message):
         quantize(net, images(1))
@@ -368,10 +368,10 @@ def test_an_lstm_behind_a_reshape_is_named_and_so_is_what_else_has_no_integer_fo
     shape = [nn.Flatten(), nn.Unflatten(1, (4, -1))] if unfold else [nn.Flatten(2)]
     net = Net(
         lambda net, x: net.gate(net.rnn(net.body(x))[0][:, -1]),
-        body=nn.Sequential(conv(), *shape), rnn=nn.LSTM(64, 6, batch_first=True), gate=nn.Sequential(*[nn.GLU(1)]),
+        body=nn.Sequential(conv(), *shape), rnn=nn.LSTM(64, 6, batch_first=True), gate=nn.Sequential(*[nn.Hardshrink()]),
     )  # fmt: skip
     with pytest.raises(
-        InputError, match=r"^LSTM at 'rnn' has no integer form yet, nor has GLU at 'gate\.0'\. Supported"
+        InputError, match=r"^LSTM at 'rnn' has no integer form yet, nor has Hardshrink at 'gate\.0'\. Supported"
     ):
         quantize(net, images(1))
 

@@ -227,12 +227,7 @@ def bench(
         if benching.show_changes(before, found, tolerance, output):
             raise typer.Exit(1)
         return
-    rows = [
-        {"candidate": row["candidate"], "batch": row["batch"], "median ms": row["median"], "p95 ms": row["p95"],
-         "images/s": row["throughput"], "peak MiB": row["peak_mib"]}
-        for row in found["rows"]
-    ]  # fmt: skip
-    output.table(rows, value=found)
+    benching.show_rows(found, output)
 
 
 @app.command()
@@ -295,11 +290,10 @@ def show(
 
         show_run(RunDirectory.open(path), output)
         return
-    from nasq.cli.showing import bundle_rows
+    from nasq.cli.showing import show_bundle
 
     _require_bundle(path)
-    rows, facts = bundle_rows(path)
-    output.table(rows, title=f"{facts['space']} for {facts['target']}", value=facts)
+    show_bundle(path, output)
 
 
 def _register() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from nasq.cli.output import Output
 from nasq.run.directory import RunDirectory
 
-__all__ = ["bundle_rows", "run_rows", "show_run"]
+__all__ = ["bundle_rows", "run_rows", "show_bundle", "show_run"]
 
 
 def bundle_rows(path: Path) -> tuple[list[dict[str, object]], dict[str, Any]]:
@@ -26,8 +26,43 @@ def bundle_rows(path: Path) -> tuple[list[dict[str, object]], dict[str, Any]]:
         )
     meta = dict(program.meta)
     facts = {"target": program.target, "space": meta.get("space", "?"), "meta": meta, "layers": rows,
-             "files": {file.name: file.stat().st_size for file in sorted(path.iterdir())}}  # fmt: skip
+             "files": {file.name: file.stat().st_size for file in sorted(path.iterdir())},
+             "parity": parity_of(path)}  # fmt: skip
     return rows, facts
+
+
+def parity_of(path: Path) -> dict[str, Any] | None:
+    """What the gate found when a bundle was exported; ``None`` where it never ran.
+
+    The verdict follows from the report's figures, whatever the file says of it.
+
+    Raises:
+        ArtifactError: ``parity.json`` is damaged or no report.
+    """
+    from nasq import files
+    from nasq.deploy import storage
+    from nasq.deploy.parity_report import ParityReport
+
+    name = "parity.json"
+    if name not in storage.verify(path):
+        return None
+    found = ParityReport.from_json(files.parse_json(storage.read(path, name), path / name))
+    return {"passed": found.passed, "failures": found.failures(), "runtime": found.runtime, "images": found.images,
+            "accuracy": found.accuracy}  # fmt: skip
+
+
+def show_bundle(path: Path, output: Output) -> None:
+    """The layers of a bundle as a table; its title says what the gate found."""
+    rows, facts = bundle_rows(path)
+    output.table(rows, title=f"{facts['space']} for {facts['target']}\n{_verdict(facts['parity'])}", value=facts)
+
+
+def _verdict(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "parity: the gate never ran on this bundle; 'nasq verify' runs it"
+    accuracy = "" if found["accuracy"] is None else f", accuracy {found['accuracy']:.2%} (file)"
+    verdict = "passed" if found["passed"] else f"FAILED: {found['failures'][0]}"
+    return f"parity on {found['runtime']}, {found['images']} images{accuracy}: {verdict}"
 
 
 def run_rows(run: RunDirectory) -> tuple[list[dict[str, object]], dict[str, Any]]:

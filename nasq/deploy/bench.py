@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.deploy import bundle, energy, float_forms, memory, storage
-from nasq.deploy.engines import Engine, engine_of, target_of
+from nasq.deploy.engines import Engine, engine_of, timed_session
 from nasq.deploy.parity import MODEL, promises_equal, same_class
 from nasq.deploy.parity_report import TOLERANCE, may_change_class
 from nasq.deploy.reference import Reference
@@ -129,7 +129,7 @@ def bench_bundle(
         raise InputError(f"the batch sizes are {list(batch_sizes)}; each must be at least 1.")
     float_forms.check(forms)
     program = bundle.read(directory)
-    engine, session = engine_of(program), _session(program)
+    engine, session = engine_of(program), timed_session(program)
     with tempfile.TemporaryDirectory(prefix="nasq-") as scratch, _torch_state(threads, float_model, integer_model):
         pool = _pool(program, images, max(batch_sizes), seed)
         files = _files(directory, engine, float_model, forms, pool, Path(scratch))
@@ -146,13 +146,6 @@ def bench_bundle(
         sizes = _sizes(directory, files, engine, float_model)
     where = environment(threads, session) | {"energy": f"not readable: {why}" if meter is None else meter.name}
     return BenchReport(where, sizes, tuple(rows))
-
-
-def _session(program: Program) -> dict[str, object]:
-    """The target's session options; onnxruntime's threads stop spinning behind each run, lest they slow the next."""
-    target = target_of(program)
-    known: dict[str, object] = {} if target is None else dict(target.session)
-    return {**known, "session.force_spinning_stop": "1"} if engine_of(program).name == "onnxruntime" else known
 
 
 @contextlib.contextmanager

@@ -20,7 +20,7 @@ from nasq.errors import TargetError, choose_from
 from nasq.quant.program import Program
 from nasq.targets import Target
 
-__all__ = ["ENGINES", "Engine", "engine_of", "named", "target_of"]
+__all__ = ["ENGINES", "Engine", "engine_of", "named", "target_of", "timed_session"]
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Engine:
         open_fixed: The same for calls of exactly that many images, which some runtimes compile better.
         cut: Runs a small ONNX model, such as one layer.
         coverage: Counts the layers that run as integer kernels: ``(what it runs, program, session options)``.
+        prepare: Opens such a model once, to be timed on the same inputs: ``(model, inputs, threads)``.
         rebuilds: Whether it runs the bundle's program, compiled here, instead of its file.
     """
 
@@ -41,6 +42,7 @@ class Engine:
     open_fixed: Callable[[Any, int, Mapping[str, object], int], Runtime]
     cut: Callable[[bytes, Mapping[str, NDArray[Any]]], NDArray[Any]]
     coverage: Callable[[Any, Program, Mapping[str, object] | None], Coverage]
+    prepare: Callable[[bytes, Mapping[str, NDArray[Any]], int], Callable[[], object]] = runtimes.prepare_cut
     rebuilds: bool = False
 
     def runs(self, program: Program, model: bytes | Path) -> bytes | Path | Program:
@@ -72,7 +74,9 @@ def _inductor_coverage(model: object, program: Program, session: Mapping[str, ob
 
 ENGINES: Mapping[str, Engine] = {
     "onnxruntime": Engine("onnxruntime", OnnxRuntime, OnnxRuntime, runtimes.run_cut, runtimes.integer_coverage),
-    "openvino": Engine("openvino", OpenVino, _fixed_openvino, openvino.run_cut, openvino.integer_coverage),
+    "openvino": Engine(
+        "openvino", OpenVino, _fixed_openvino, openvino.run_cut, openvino.integer_coverage, openvino.prepare_cut
+    ),
     "inductor": Engine(
         "inductor", _open_inductor, _fixed_inductor, runtimes.run_cut, _inductor_coverage, rebuilds=True
     ),
@@ -94,6 +98,13 @@ def named(name: str) -> Engine:
 def target_of(program: Program) -> Target | None:
     """The target a program was made for, if it is one that nasq ships."""
     return targets.load(program.target) if program.target in targets.names() else None
+
+
+def timed_session(program: Program) -> dict[str, object]:
+    """The target's session options; onnxruntime's threads stop spinning behind each run, lest they slow the next."""
+    target = target_of(program)
+    known: dict[str, object] = {} if target is None else dict(target.session)
+    return {**known, "session.force_spinning_stop": "1"} if engine_of(program).name == "onnxruntime" else known
 
 
 def engine_of(program: Program) -> Engine:

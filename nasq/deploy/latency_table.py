@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nasq.deploy import onnx, readback
-from nasq.deploy.engines import engine_of, target_of
-from nasq.deploy.runtimes import open_session
+from nasq.deploy.engines import engine_of, target_of, timed_session
 from nasq.deploy.timing import bench, environment, median_interval
 from nasq.errors import ArtifactError, InputError
 from nasq.files import read_json, write_json
@@ -129,16 +128,27 @@ class LatencyTable:
         return self.fit.intercept + self.fit.slope * self.layers_ms(program)
 
     def measure(self, program: Program) -> int:
-        """Times every layer of a program that is not in the table yet; returns how many."""
+        """Times every layer of a program that is not in the table yet; returns how many.
+
+        Raises:
+            InputError: Rows are missing, and the table is of another machine or its runtime compiles whole networks alone.
+        """
         wanted = set(self.missing(program))
         if not wanted:
             return 0
+        _require_engine(program)
+        here = environment(self.threads)["cpu"]
+        if self.where.get("cpu") != here:
+            raise InputError(
+                f"the latency table is of {self.where.get('cpu')!r} and lacks {len(wanted)} layers, such as "
+                f"{min(wanted)!r}; measured on {here!r} they would not compare. Complete it there: nasq bench RUN --table"
+            )
         file = readback.read(onnx.export(program))
         rng = np.random.default_rng(0)
         for index, op in enumerate(program.ops):
             key = layer_key(op, program)
             if key in wanted and key not in self.rows:
-                self.rows[key] = _timed(_call(file, program, index, self.batch, rng))
+                self.rows[key] = _timed(_call(file, program, index, self, rng))
         return len(wanted)
 
     def calibrate(
@@ -149,7 +159,7 @@ class LatencyTable:
         Args:
             programs: At least four, as different as those to be predicted.
             repeats: Calls of each, all in turn.
-            images: To run them on; zeros by default.
+            images: To run them on, repeated where they are fewer than the batch; zeros by default.
 
         Raises:
             InputError: Fewer than four programs.
@@ -161,7 +171,9 @@ class LatencyTable:
         for program in programs:
             self.measure(program)
         shape = (self.batch, *programs[0].ops[0].output.shape)
-        x = np.zeros(shape, np.float32) if images is None else images[: self.batch]
+        x = np.zeros(shape, np.float32)
+        if images is not None:
+            x = np.concatenate([images] * -(-self.batch // len(images)))[: self.batch]
         calls = {str(i): self._runner(program) for i, program in enumerate(programs)}
         found = bench(calls, x, repeats=repeats)
         measured = np.array([found[str(i)].median for i in range(len(programs))])
@@ -169,9 +181,7 @@ class LatencyTable:
         return self.fit
 
     def _runner(self, program: Program) -> Callable[[NDArray[np.float32]], object]:
-        target = target_of(program)
-        session = {} if target is None else target.session
-        return engine_of(program).open(onnx.export(program), self.threads, session, 1 << 30).run
+        return engine_of(program).open(onnx.export(program), self.threads, timed_session(program), 1 << 30).run
 
     def save(self, path: Path) -> None:
         """Writes the table as JSON, atomically."""
@@ -231,7 +241,7 @@ def build(
         images: To run them on.
 
     Raises:
-        InputError: Programs of several targets or inputs, or too few.
+        InputError: Programs of several targets or inputs, too few, or of a target that compiles whole networks alone.
     """
     kinds = {(program.target, program.ops[0].output.shape) for program in programs}
     if len(kinds) != 1:
@@ -246,19 +256,27 @@ def build(
     return table
 
 
+def _require_engine(program: Program) -> None:
+    engine = engine_of(program)
+    if engine.rebuilds:
+        raise InputError(
+            f"the runtime {engine.name!r} of the target {program.target!r} compiles whole networks, so layers have no times "
+            "of their own there. Search with the objective 'latency', which measures networks, or for another target."
+        )
+
+
 def _call(
-    file: readback.File, program: Program, index: int, batch: int, rng: np.random.Generator
+    file: readback.File, program: Program, index: int, table: LatencyTable, rng: np.random.Generator
 ) -> Callable[[], object]:
-    """One layer alone, on random integers."""
-    op, layer = program.ops[index], file.layers[index]
+    """One layer alone on random integers, on the runtime and with the threads of the table."""
+    op, layer, batch = program.ops[index], file.layers[index], table.batch
     feeds: dict[str, NDArray[Any]] = {
         name: rng.integers(0, 256, (batch, *program.tensor(source).shape), np.uint8)
         for name, source in zip(layer.inputs, dict.fromkeys(op.inputs), strict=False)
     }
     if not op.inputs:
         feeds = {name: rng.standard_normal((batch, *op.output.shape), np.float32) for name in layer.inputs}
-    session = open_session(file.cut(index))
-    return lambda: session.run(None, feeds)
+    return engine_of(program).prepare(file.cut(index), feeds, table.threads)
 
 
 def _timed(call: Callable[[], object]) -> LayerRow:

@@ -8,7 +8,7 @@ from the graph that the plugin executes: the kernel's own type, such as ``brgcon
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from nasq.deploy.runtimes import KINDS, Coverage, kinds_of, named_layers
 from nasq.errors import ArtifactError, InputError, TargetError, choose_from, require
 from nasq.quant.program import Program
 
-__all__ = ["OpenVino", "integer_coverage", "kernel_counts", "run_cut"]
+__all__ = ["OpenVino", "integer_coverage", "kernel_counts", "prepare_cut", "run_cut"]
 
 _EXTRA = "openvino"
 _IDLE = {"Parameter", "Input", "Const", "Output", "Result"}
@@ -117,6 +117,13 @@ def run_cut(model: bytes, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     """
     shaped = _with_shapes(model, {name: value.shape for name, value in feeds.items()})
     return np.asarray(_execute(_compile(shaped, 1, {}), feeds)[0])
+
+
+def prepare_cut(model: bytes, feeds: Mapping[str, NDArray[Any]], threads: int) -> Callable[[], object]:
+    """A small model, compiled once, to be run on the same inputs again and again."""
+    shaped = _with_shapes(model, {name: value.shape for name, value in feeds.items()})
+    compiled = _compile(shaped, threads, {})
+    return lambda: _execute(compiled, feeds)
 
 
 def _with_shapes(model: bytes, shapes: Mapping[str, tuple[int, ...]]) -> bytes:

@@ -11,7 +11,7 @@ import platform
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +33,7 @@ __all__ = [
     "kinds_of",
     "named_layers",
     "optimized_graph",
+    "prepare_cut",
     "run_cut",
     "versions",
 ]
@@ -127,9 +128,15 @@ def run_cut(model: bytes, feeds: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
     return _execute(open_session(model), None, feeds)[0]
 
 
-def open_session(model: bytes) -> Any:
-    """An onnxruntime session of a small model, one thread, all optimizations on."""
-    return _open(model, _options(1, {}), {})
+def open_session(model: bytes, threads: int = 1) -> Any:
+    """An onnxruntime session of a small model, all optimizations on."""
+    return _open(model, _options(threads, {}), {})
+
+
+def prepare_cut(model: bytes, feeds: Mapping[str, NDArray[Any]], threads: int) -> Callable[[], object]:
+    """A small model, opened once, to be run on the same inputs again and again."""
+    session = open_session(model, threads)
+    return lambda: session.run(None, feeds)
 
 
 def _execute(session: Any, names: list[str] | None, feeds: Mapping[str, NDArray[Any]]) -> list[NDArray[Any]]:

@@ -2,13 +2,16 @@
 # Everything that needs a CUDA device, in one command: correctness of every CUDA path, then the tables of speed.
 # Usage: bash scripts/benchmarks/bench_gpu.sh [DIRECTORY]     results go to DIRECTORY (docs/results/cuda-DATE)
 # NASQ_SECONDS=540 stops in time and returns 3: the same command goes on with what is missing in DIRECTORY. Every result is
-# written as soon as it is there. Where python3 has all packages, nothing is downloaded.
+# written as soon as it is there. Where python3 has all packages, nothing is downloaded; NASQ_OFFLINE=1 never downloads, and
+# stops with the list of what is missing.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 needed="torch torchvision triton timm numpy scipy sklearn onnx safetensors pydantic pytest pytest_timeout hypothesis"
 missing="$(python3 -c 'import importlib.util as u, sys; print(*[n for n in sys.argv[1:] if u.find_spec(n) is None])' $needed)"
 if [ -n "$missing" ]; then
-    echo "python3 ($(command -v python3)) lacks: $missing. Installing into a virtual environment" >&2
+    echo "python3 ($(command -v python3)) lacks: $missing" >&2
+    [ -z "${NASQ_OFFLINE:-}" ] || exit 2
+    echo "installing into a virtual environment" >&2
     source scripts/environment.sh ".[dev,cuda]"
 elif ! python3 -c 'import nasq, nasq.search_spaces, importlib.metadata as m; assert m.entry_points(group="nasq.proxies")' 2>/dev/null; then
     python3 -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e . >&2

@@ -12,14 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nasq.deploy import bundle, end_to_end, latency_table, onnx, parity
+from nasq.deploy import bundle, end_to_end, latency_table, onnx, openvino, parity, readback, runtimes
 from nasq.deploy.baseline import changes
+from nasq.deploy.engines import ENGINES
 from nasq.deploy.latency_table import LatencyTable, LayerRow, layer_key
 from nasq.deploy.latency_transfer import TransferPredictor, ridge
 from nasq.deploy.reference import Reference
+from nasq.deploy.timing import Timing, environment
 from nasq.errors import ArtifactError, InputError
 from nasq.quant.program import Conv, Program
-from tests.deploy.programs import residual_program
+from tests.deploy.programs import fused_program, residual_program
 
 
 def small(seed: int, bits: int = 4, channels: int = 4) -> Program:
@@ -77,6 +79,65 @@ def test_a_table_is_measured_and_grows(monkeypatch: pytest.MonkeyPatch) -> None:
     before, other = dict(table.rows), small(0, channels=6)
     assert table.measure(other) == len(table.rows) - len(before) > 0 and table.measure(other) == 0
     assert {key: table.rows[key] for key in before} == before and np.isfinite(table.predict(other))
+
+
+@pytest.mark.parametrize("target", ["onnxruntime-cpu", "openvino-cpu"])
+def test_layers_are_timed_on_their_runtime_with_the_threads_of_the_table(
+    target: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, asked = small(0), list[tuple[str, int, int]]()
+    if target == "openvino-cpu":
+        pytest.importorskip("openvino")
+        program = fused_program(program)
+    prepare = {"onnxruntime": runtimes.prepare_cut, "openvino": openvino.prepare_cut}
+
+    def counted(name: str) -> Any:
+        def call(model: bytes, feeds: Any, threads: int) -> Any:
+            asked.append((name, threads, len(next(iter(feeds.values())))))
+            return prepare[name](model, feeds, threads)
+
+        return call
+
+    engines = {name: replace(engine, prepare=counted(name)) for name, engine in ENGINES.items() if name in prepare}
+    monkeypatch.setattr("nasq.deploy.engines.ENGINES", engines)
+    monkeypatch.setattr(latency_table, "MOST", 20)
+    table = LatencyTable(3, 2, target, environment(2))
+    assert table.measure(program) == len(asked) == len(table.rows) > 5
+    assert set(asked) == {(target.removesuffix("-cpu"), 2, 3)}
+
+
+def test_a_session_of_a_layer_has_the_threads_that_were_asked_for() -> None:
+    program = small(0)
+    cut = readback.read(onnx.export(program)).cut(1)
+    for threads in (1, 2):
+        assert runtimes.open_session(cut, threads).get_session_options().intra_op_num_threads == threads
+
+
+def test_networks_are_timed_in_whole_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def timed(calls: Any, x: Any, repeats: int) -> Any:
+        seen.append(x)
+        return {name: Timing((float(index + 1),) * 6, len(x)) for index, name in enumerate(calls)}
+
+    monkeypatch.setattr(latency_table, "bench", timed)
+    monkeypatch.setattr(latency_table, "_timed", lambda call: LayerRow(1.0, 1.0, 1.0, 20))
+    few = np.random.default_rng(0).random((3, 3, 6, 6), np.float32)
+    latency_table.build([small(seed) for seed in range(4)], batch=8, images=few)
+    assert seen[0].shape == (8, 3, 6, 6) and np.array_equal(seen[0][3:6], few) and np.array_equal(seen[0][6:], few[:2])
+
+
+def test_rows_of_two_machines_are_not_mixed() -> None:
+    table = table_of([small(0)])
+    assert table.measure(small(0)) == 0  # nothing is missing: a table of another machine predicts for that one
+    with pytest.raises(InputError, match=r"is of 'made up' and lacks \d+ layers.*Complete it there: nasq bench RUN"):
+        table.measure(small(0, channels=6))
+
+
+def test_layers_of_a_compiled_network_have_no_times() -> None:
+    program = replace(small(0), target="inductor-x86")
+    with pytest.raises(InputError, match="'inductor' of the target 'inductor-x86' compiles whole networks"):
+        latency_table.build([program] * 4)
 
 
 def test_what_a_table_refuses(tmp_path: Path) -> None:

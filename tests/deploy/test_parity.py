@@ -316,6 +316,14 @@ def test_what_makes_a_match_meaningless_is_a_warning(tmp_path: Path) -> None:
     assert "warning: " in report.summary()
 
 
+def test_labels_of_images_say_nothing_of_a_map(tmp_path: Path) -> None:
+    program = replace(PROGRAM, ops=PROGRAM.ops[: STEM + 1])
+    bundle.write(tmp_path / "b", program, {parity.MODEL: export(program)})
+    report = parity.check(tmp_path / "b", IMAGES, np.zeros(len(IMAGES), np.int64))
+    assert report.passed and report.accuracy is None
+    assert any(text.startswith("the labels were not used: the output has a class at each") for text in report.warnings)
+
+
 # -- bad input --------------------------------------------------------------------------------------------------------
 
 

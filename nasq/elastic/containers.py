@@ -31,6 +31,8 @@ class OneOf(Container):
     def __init__(self, choice: Choice, branches: Mapping[Any, nn.Module] | None = None, **named: nn.Module) -> None:
         super().__init__()
         given: dict[Any, nn.Module] = {**(branches or {}), **named}
+        if not isinstance(choice, Choice):
+            raise InputError(f"OneOf was given {choice!r} as its choice. Give nasq.Choice(name, {tuple(given)}).")
         if set(given) != set(choice.options):
             raise InputError(
                 f"OneOf({choice.name!r}) has the options {list(choice.options)} and branches for {list(given)}. "

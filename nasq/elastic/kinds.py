@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from nasq.elastic.base import Container
-from nasq.elastic.conv import Conv2d, padding_of
+from nasq.elastic.conv import Conv2d
 from nasq.elastic.functions import function_of_call, function_of_module
 from nasq.elastic.graph import Kind
 from nasq.elastic.linear import Linear
@@ -106,13 +106,11 @@ def kind_of_module(module: nn.Module) -> Named:
     if isinstance(module, Container):
         return "container", {}
     if isinstance(module, (Conv2d, nn.Conv2d)):
-        plain = isinstance(module, Conv2d) or (module.padding_mode == "zeros" and padding_of(module) is not None)
-        return ("conv", {}) if plain else ("other", {})
+        return ("conv", {}) if getattr(module, "padding_mode", "zeros") == "zeros" else ("other", {})
     if isinstance(module, (Linear, nn.Linear)):
         return "linear", {}
     if isinstance(module, (BatchNorm2d, nn.BatchNorm2d)):
-        # Without running statistics it normalises by the batch in evaluation as well.
-        return ("norm", {}) if module.running_mean is not None else ("other", {})
+        return "norm", {}
     if isinstance(module, nn.ReLU6):
         return "relu6", {}
     if isinstance(module, nn.ReLU):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from nasq.elastic.base import elastic_modules, share_active
-from nasq.elastic.conv import Conv2d
-from nasq.elastic.graph import Graph
+from nasq.elastic.conv import Conv2d, padding_of
+from nasq.elastic.graph import Graph, Node
 from nasq.elastic.layer_norm import LayerNorm
 from nasq.elastic.linear import Linear
 from nasq.elastic.norm import BatchNorm2d
@@ -30,7 +30,8 @@ def check_supported(graph: Graph) -> None:
     # What a mask holds is known from its kind.
     masks = {source for node in graph.walk() if node.kind == "mask" for source in node.inputs[1:]}
     known = {"input", "conv", "linear", "norm", "container", *RECIPES}
-    if missing := [node for node in graph.walk() if node not in masks and node.kind not in known]:
+    unknown = (node for node in graph.walk() if node.kind not in known or _is_special(node))
+    if missing := [node for node in unknown if node not in masks]:
         raise unsupported(missing[0], others=[node for node in missing[1:] if node.module is not None])
     for node in graph.walk():
         if isinstance(node.module, LowBitLinear):
@@ -39,6 +40,14 @@ def check_supported(graph: Graph) -> None:
                 "quantize() puts choices of bits on one shared weight. Extract a subnet first, supernet.extract(subnet): "
                 "its layers are plain; or quantize the network that separate_bits was given."
             )
+
+
+def _is_special(node: Node) -> bool:
+    """Whether a layer of a known kind has no integer form: it pads two sides differently, or normalises by the batch."""
+    layer = node.module
+    if isinstance(layer, nn.Conv2d):
+        return padding_of(layer) is None
+    return isinstance(layer, nn.BatchNorm2d) and layer.running_mean is None
 
 
 def _alike(wanted: Tensor, found: Tensor) -> bool:

@@ -15,6 +15,7 @@ from nasq.cost import CostModel
 from nasq.data import Augment, AugmentPolicy, DataSet, Split, training_views
 from nasq.data import load as load_data
 from nasq.elastic.base import evaluating
+from nasq.elastic.read import read_space
 from nasq.errors import InputError
 from nasq.quant import QuantizedNetwork, quantize
 from nasq.run.config import RunConfig
@@ -127,9 +128,26 @@ def assemble(config: RunConfig) -> Workshop:
 
 
 def _require_outputs(config: RunConfig, network: nn.Module, example: torch.Tensor, classes: int) -> None:
-    """Refuses a network that does not give one number per class."""
+    """Refuses a network that does not run on an image of the data, or does not give one number per class."""
+    read_space(network)  # choices that disagree are named as such, and not by what they do to sizes
     with evaluating(network), torch.no_grad():
-        shape = tuple(network(example).shape)
+        try:
+            made = network(example)
+        except InputError:
+            raise
+        except Exception as error:  # whatever a user's forward raises
+            line = next(iter(str(error).splitlines()), "")
+            raise InputError(
+                f"the search space {config.space!r} does not run on one image of the data, of shape {list(example.shape)}: "
+                f"{type(error).__name__}: {line.rstrip('.')}. Its network has to take one tensor of that shape; a factory "
+                "that has the parameters in_channels and image_size is told the data's."
+            ) from error
+    if not isinstance(made, torch.Tensor):
+        raise InputError(
+            f"the search space {config.space!r} gives a {type(made).__name__} for one image. Its network has to return one "
+            "tensor, the logits: return the others from a network around it."
+        )
+    shape = tuple(made.shape)
     if shape != (1, classes):
         raise InputError(
             f"the search space {config.space!r} gives outputs of shape {list(shape)} for one image; the data set has "

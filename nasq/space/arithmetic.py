@@ -55,6 +55,12 @@ class Expression(ABC):
     def __hash__(self) -> int:
         return hash(self._identity)
 
+    def __bool__(self) -> NoReturn:
+        raise InputError(
+            f"{str(self)!r} has no value while a network is built, so Python cannot decide by it. Let elastic.OneOf or "
+            "elastic.Repeat hold what depends on it, and space.Lookup map its options to sizes."
+        )
+
     def __copy__(self) -> Expression:
         return self
 

@@ -231,3 +231,16 @@ def test_elastic_attention_is_exact_activated_extracted_and_exported(causal: boo
         assert report.findings == () and report.differing == 0
         assert [str(layer) for layer in report.layers if layer.differing] == []
         np.testing.assert_array_equal(Reference(directory).run(x.numpy()), activated)
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_bilinear_upsampling_trains_on_the_integers(bits: int) -> None:
+    """Its results often lie between two steps: the training form has to round them as the integers do."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.Upsample(scale_factor=2, mode="bilinear"))
+    x = torch.randn(4, 3, 8, 8)
+    network = quantize(net, x[:1], weight_bits=(8,), activation_bits=(bits,), first_last_bits=None)
+    calibrate(network, x)
+    with torch.no_grad():
+        differing = network.eval()(x, mode="fake") != network(x)
+    assert float(differing.float().mean()) < 0.002  # a sum of the convolution may lie between two steps as well

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from nasq import plugins
+from nasq import Choice, elastic, plugins
 from nasq.errors import InputError
+from nasq.run.assemble import _require_outputs
+from nasq.run.config import load_config
 
 SOURCE = """
 from dataclasses import dataclass
@@ -87,3 +91,34 @@ def test_errors_of_a_file(file: Path) -> None:
     with pytest.raises(InputError, match=r"cannot be imported: RuntimeError: first line\. Repair it"):
         plugins.load("search_spaces", f"torch_module:{file}:plain")
     assert "nasq_user_mine" in before or "nasq_user_mine" not in sys.modules
+
+
+class Takes(nn.Module):
+    """A network whose forward may be given."""
+
+    def __init__(self, forward: Callable[[Tensor], Any] | None) -> None:
+        super().__init__()
+        self.conv, self.function = nn.Conv2d(3, 4, 3), forward
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(x) if self.function is not None else self.conv(x)
+
+
+TIED = nn.Sequential(
+    elastic.Conv2d(1, Choice("width", (4, 8)), 3), nn.Flatten(), elastic.Linear(Choice("width", (4, 16)), 10)
+)
+
+
+@pytest.mark.parametrize(
+    ("network", "match"),
+    [
+        (Takes(None), r"does not run on one image of the data, of shape \[1, 1, 8, 8\]: RuntimeError: .* in_channels"),
+        (Takes(lambda x: (x, x)), "gives a tuple for one image. Its network has to return one tensor"),
+        (Takes(lambda x: x.flatten(1)), r"gives outputs of shape \[1, 64\] for one image; the data set has 10 classes"),
+        (TIED, r"the choice 'width' has the options \[4, 8\] in '0' and \[4, 16\] in '2'"),
+    ],
+)
+def test_a_network_that_does_not_fit_the_data_is_one_line(network: nn.Module, match: str) -> None:
+    config = load_config(preset="digits", changes=["space=torch_module:mine.py:build"])
+    with pytest.raises(InputError, match=match):
+        _require_outputs(config, network, torch.zeros(1, 1, 8, 8), 10)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from nasq.deploy import bundle, cuts, readback, storage, ties
 from nasq.deploy.engines import engine_of, target_of
-from nasq.deploy.parity_report import TOLERANCE, LayerResult, ParityReport, often, too_often
+from nasq.deploy.parity_report import TOLERANCE, LayerResult, ParityReport, differing_alone, too_often
 from nasq.deploy.reference import Reference
 from nasq.deploy.runtimes import Runtime, versions
 from nasq.errors import ArtifactError, InputError, ParityError
@@ -75,7 +75,7 @@ def check(
     exact = promises_equal(program)
     layers = _layers(file, program, values, sample) if aligned else ()
     if too_often(layers):  # so few integers decide no rate of 1 in 100,000, least of all on the images that differ most
-        decisive = images[: math.ceil(DECISIVE * len(sample) / often(layers)[1])]
+        decisive = images[: math.ceil(DECISIVE * len(sample) / differing_alone(layers)[1])]
         layers = _layers(file, program, reference.run(decisive, every=True), decisive)
     accuracy = _accuracy(got, labels)
     unused = [_UNUSED] if labels is not None and accuracy is None else []
@@ -224,10 +224,10 @@ def _alone(
         return found
     places, given = np.argwhere(got != expected)[:MOST_PLACES], [values[name] for name in op.inputs]
     if isinstance(op, Input):
-        values_there = ties.exact_input(op.output, x, places)
+        before_rounding = ties.exact_input(op.output, x, places)
     else:
-        values_there = ties.exact(op, [program.tensor(name) for name in op.inputs], given, places)
-    return replace(found, away=int((~ties.at_tie(values_there)).sum()))
+        before_rounding = ties.exact(op, [program.tensor(name) for name in op.inputs], given, places)
+    return replace(found, away=int((~ties.at_tie(before_rounding)).sum()))
 
 
 def _compare(path: str, kind: str, expected: NDArray[np.uint8], got: NDArray[Any]) -> LayerResult:

@@ -10,12 +10,12 @@ from nasq.deploy.runtimes import Coverage
 from nasq.errors import ArtifactError
 from nasq.quant.program import AvgPool, Concat, Conv, Input, Linear
 
-__all__ = ["LayerResult", "ParityReport", "may_change_class", "often", "too_often"]
+__all__ = ["LayerResult", "ParityReport", "differing_alone", "may_change_class", "too_often"]
 
 TOLERANCE = 100_000  # with average pooling, one differing integer in so many is allowed
 FEW = 4  # integers that may differ in any case, at ties, where a target promises no equal ones
 CHANGED = 1_000  # one image of so many may get another class than the reference's
-_DECIDES_NOTHING = 50  # images: 1 - 0.999^50 is 4.9 %
+_FEWEST_FOR_ONE = 50  # images: 1 - 0.999^50 is 4.9 %
 COVERAGE = 0.95  # share of the convolutions, and of the sums, that must run as integer kernels
 
 
@@ -61,7 +61,7 @@ class LayerResult:
         return self.differing == 0
 
 
-def often(layers: Sequence[LayerResult]) -> tuple[int, int, int]:
+def differing_alone(layers: Sequence[LayerResult]) -> tuple[int, int, int]:
     """Where a target promises no equal integers: how many of its layers differ, of how many, and how many may."""
     loose = [layer for layer in layers if not layer.exact]
     total = sum(layer.total for layer in loose)
@@ -70,7 +70,7 @@ def often(layers: Sequence[LayerResult]) -> tuple[int, int, int]:
 
 def too_often(layers: Sequence[LayerResult]) -> bool:
     """Whether more integers differ than the targets without a promise are allowed."""
-    differing, _, allowed = often(layers)
+    differing, _, allowed = differing_alone(layers)
     return differing > allowed
 
 
@@ -79,7 +79,7 @@ def may_change_class(images: int) -> int:
 
     One changed image of 50 or more is no evidence against 99.9 %: at that very share it is seen more than once in 20 times.
     """
-    return max(images // CHANGED, int(images >= _DECIDES_NOTHING))
+    return max(images // CHANGED, int(images >= _FEWEST_FOR_ONE))
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ class ParityReport:
         return reasons
 
     def _too_often(self) -> str:
-        differing, total, allowed = often(self.layers)
+        differing, total, allowed = differing_alone(self.layers)
         most = max((layer for layer in self.layers if not layer.exact), key=lambda layer: layer.differing)
         return (
             f"{differing} of {total} integers of the layers alone differ; allowed: {allowed}. {most.path!r} has "

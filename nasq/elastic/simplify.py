@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from nasq.elastic.equal_layers import equal_layer
+from nasq.elastic.kinds import is_of
 
 __all__ = ["simplify"]
 
@@ -35,11 +36,6 @@ class _Watch(TorchFunctionMode):
         if func in (F.conv2d, torch.conv2d):
             self.calls.append(args)
         return func(*args, **(kwargs or {}))
-
-
-def _is_of_timm(module: nn.Module, names: tuple[str, ...]) -> bool:
-    kind = type(module)
-    return kind.__name__ in names and kind.__module__.startswith("timm.")
 
 
 def _plain_weight(conv: nn.Conv2d) -> Tensor:
@@ -65,9 +61,9 @@ def _standardised(conv: nn.Conv2d) -> nn.Module:
 
 def _simpler(module: nn.Module) -> nn.Module | None:
     """What takes a module's place; ``None``: it stays."""
-    if isinstance(module, nn.Conv2d) and _is_of_timm(module, _STANDARDISED):
+    if isinstance(module, nn.Conv2d) and is_of(module, "timm.", *_STANDARDISED):
         return _standardised(module)
-    if _is_of_timm(module, _FUSED):
+    if is_of(module, "timm.", *_FUSED):
         fused: nn.Module = module.fuse()  # type: ignore[operator]
         return fused.train(module.training)
     return equal_layer(module)
@@ -104,7 +100,7 @@ def simplify(model: nn.Module) -> nn.Module:
             if simpler is not None:
                 made.set_submodule(path, simpler)
                 replaced.add(path)
-            elif _is_of_timm(module, _REPARAMETERISED):
+            elif is_of(module, "timm.", *_REPARAMETERISED):
                 module.reparameterize()
             cache = vars(module).get("attention_bias_cache")
             if isinstance(cache, dict):
